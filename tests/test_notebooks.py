@@ -1,0 +1,72 @@
+"""Each library notebook runs top to bottom, and the library is what the notebooks say."""
+import configparser
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbdev.test import test_nb as run_notebook
+
+from health_predict.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+LIBRARY, PIPELINE, EXPLORE = (sorted((ROOT / "nbs" / o).glob("*.ipynb")) for o in ("library", "pipeline", "explore"))
+NAME = dict(ids=lambda o: o.stem)
+
+
+@pytest.mark.parametrize("notebook", LIBRARY, **NAME)
+def test_library_notebook_runs(notebook, monkeypatch):
+    monkeypatch.chdir(notebook.parent)
+    passed, _ = run_notebook(notebook, skip_flags=["notest", "slow"], basepath=ROOT)
+    assert passed
+
+
+@pytest.mark.parametrize("notebook", PIPELINE, **NAME)
+def test_pipeline_notebook_is_a_report(notebook):
+    cells = nbformat.read(notebook, as_version=4).cells
+    code = [c for c in cells if c.cell_type == "code"]
+    tags = [t for c in cells for t in c.metadata.get("tags", [])]
+    assert tags == ["parameters"]
+    assert len(code) <= 18
+    assert not any(re.search(r"^\s*(def|class) ", c.source, re.M) for c in code)
+
+
+@pytest.mark.parametrize("notebook", LIBRARY + PIPELINE + EXPLORE, **NAME)
+def test_notebook_is_clean(notebook):
+    nb = nbformat.read(notebook, as_version=4)
+    nbformat.validate(nb)
+    assert not any(c.get("outputs") or c.get("execution_count") for c in nb.cells)
+    assert cells_are_short(nb) and len({c.id for c in nb.cells}) == len(nb.cells)
+
+
+def cells_are_short(nb):
+    return all(len(c.source.splitlines()) <= 45 for c in nb.cells if c.cell_type == "code" and c.source.startswith("#| export"))
+
+
+def test_library_equals_notebooks(tmp_path):
+    sources = {p: p.read_text() for p in (ROOT / "health_predict").rglob("*.py")}
+    subprocess.run([Path(sys.executable).parent / "nbdev-export"], cwd=ROOT, check=True)
+    assert {p: p.read_text() for p in (ROOT / "health_predict").rglob("*.py")} == sources
+
+
+def test_settings_file_documents_every_setting():
+    """The comments of settings.ini are the descriptions and defaults of the code."""
+    text = (ROOT / "settings.ini").read_text()
+    parser = configparser.ConfigParser()
+    parser.read_string(text)
+    assert {s: set(parser[s]) for s in parser.sections()} == {s: set(f.annotation.model_fields) for s, f in Settings.model_fields.items()}
+    for section in Settings.model_fields.values():
+        for key, field in section.annotation.model_fields.items():
+            default = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
+            default = "empty" if default == "" else default
+            assert f"# {field.description}. Default: {default}.\n{key} =" in text
+
+
+@pytest.mark.parametrize("module", sorted(p.stem for p in (ROOT / "health_predict").glob("*.py") if p.stem != "_modidx"))
+def test_import_has_no_side_effects(module, tmp_path):
+    """Importing a module makes no file and prints nothing."""
+    statement = f"import health_predict.{module}" if module != "__init__" else "import health_predict"
+    done = subprocess.run([sys.executable, "-c", statement], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr, list(tmp_path.iterdir())) == (0, "", "", [])
