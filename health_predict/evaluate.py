@@ -94,7 +94,7 @@ def resampled(y, p, threshold:float, patients, resamples:int, seed:int) -> dict[
     for i in range(0, resamples, step): parts.append(measures(y, p, threshold, patient_weights(patients, min(step, resamples-i), seed+i)))
     return {k: np.concatenate([o[k] for o in parts]) for k in parts[0]}
 
-# %% ../nbs/library/10_evaluate.ipynb #b6c15d2c
+# %% ../nbs/library/10_evaluate.ipynb #fd1ef6d5
 def evaluate(
     y:np.ndarray, p:np.ndarray, # (rows,) outcome and probability
     threshold:float, patients:np.ndarray, # Decision threshold; (rows,) patient of each encounter
@@ -104,9 +104,10 @@ def evaluate(
     y, p = np.asarray(y), np.asarray(p, dtype=np.float64)
     if not len(y) or len(y)!=len(p): raise EvaluationError(f"{len(y)} outcomes and {len(p)} predictions; expected as many of both, and some")
     if not np.isfinite(p).all(): raise EvaluationError(f"{(~np.isfinite(p)).sum()} predictions are not numbers")
-    point = measures(y, p, threshold, np.ones((1, len(y))))
+    point = {k: v[0] for k,v in measures(y, p, threshold, np.ones((1, len(y)))).items()}
     draws = resampled(y, p, threshold, patients, resamples, seed)
-    return {k: dict(zip(("value", "low", "high"), (number(v[0]), *interval(draws[k], confidence)), strict=True)) for k,v in point.items()}
+    draws["ece"] = np.maximum(2*point["ece"]-draws["ece"], 0)
+    return {k: dict(zip(("value", "low", "high"), (number(v), *interval(draws[k], confidence)), strict=True)) for k,v in point.items()}
 
 # %% ../nbs/library/10_evaluate.ipynb #3a309d74
 def baselines(

@@ -37,8 +37,12 @@ def synthetic_note(synthetic:bool) -> Page:
 
 # %% ../nbs/library/14_report.ipynb #322f12e9
 def tiles(figures:Mapping[str, str]) -> Page:
-    "A few figures, large, each with what it is."
-    each = "".join(f'<div class="tile"><b>{html.escape(v)}</b><span>{html.escape(k)}</span></div>' for k,v in figures.items())
+    "A few figures, large, each with what it is; an interval, in parentheses behind the figure, is set small."
+    each = ""
+    for name,value in figures.items():
+        large, _, interval = value.partition(" (")
+        small = f"<small>{html.escape(interval.rstrip(')'))}</small>" if interval else ""
+        each += f'<div class="tile"><b>{html.escape(large)}</b>{small}<span>{html.escape(name)}</span></div>'
     return Page(f'<div class="tiles">{each}</div>', "; ".join(f"{k}: {v}" for k,v in figures.items()))
 
 def shown(value:Any, digits:int=3) -> str:
