@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Share', 'Percent', 'SHORT', 'FILE_VARIABLE', 'HealthPredictError', 'SettingsError', 'Section', 'StorageSettings',
            'DataSettings', 'IngestSettings', 'SplitSettings', 'ModelSettings', 'ThresholdSettings', 'EvaluateSettings',
-           'MlflowSettings', 'split_commas', 'read_environment', 'settings_file', 'read_ini', 'Settings', 'explain',
-           'load_settings', 'SectionView']
+           'GateSettings', 'MlflowSettings', 'split_commas', 'read_environment', 'settings_file', 'read_ini',
+           'Settings', 'explain', 'load_settings', 'SectionView']
 
 # %% ../nbs/library/00_settings.ipynb #bd314632
 import configparser, os
@@ -71,6 +71,14 @@ class EvaluateSettings(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="Coverage of each interval; share")
     min_group: PositiveInt = Field(50, description="A group with fewer events or non-events is shown without an AUROC; encounters")
 
+class GateSettings(Section):
+    guard: Share = Field(0.02, description="AUROC that a challenger may lose at most, by the lower bound of its interval; AUROC")
+    calibration_margin: Share = Field(0.01, description="A significantly larger calibration error is refused from this difference on; ECE")
+    min_rows: PositiveInt = Field(1000, description="Encounters of test patients that a comparison needs; count")
+    min_group: PositiveInt = Field(50, description="Events and non-events that a group needs to be compared on its own; encounters")
+    resamples: Annotated[int, Field(ge=100)] = Field(1000, description="Bootstrap resamples of patients behind each interval; count")
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="Coverage of the intervals; share")
+
 class MlflowSettings(Section):
     tracking_uri: str = Field("", description="MLflow server or database; empty: SQLite in the storage folder")
     experiment: str = Field("health-predict", description="MLflow experiment; name")
@@ -128,6 +136,7 @@ class Settings(BaseSettings):
     model: ModelSettings = ModelSettings()
     threshold: ThresholdSettings = ThresholdSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    gate: GateSettings = GateSettings()
     mlflow: MlflowSettings = MlflowSettings()
 
     @classmethod

@@ -12,12 +12,20 @@ from health_predict.settings import SHORT
 from health_predict.synthetic import write_cohort
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("health_predict", "nbs", "pipeline.yaml", "env.yaml", "settings.ini", "pyproject.toml")
+PARTS = ("health_predict", "nbs", ".jupyter", "pipeline.yaml", "env.yaml", "settings.ini", "pyproject.toml")
 NOWHERE = "http://127.0.0.1:9"    # a proxy that isn't there: no test can reach a network
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests that share a costly fixture run in one process, so that it is made once."""
+    for item in items:
+        for shared in ("built", "lab"):
+            if shared in item.fixturenames: item.add_marker(pytest.mark.xdist_group(shared))
+
+
 @pytest.fixture(autouse=True)
-def no_settings_from_outside(monkeypatch, request):
+def no_settings_from_outside(monkeypatch):
     """Tests see the defaults, whatever the shell says."""
     for name in [o for o in os.environ if o.startswith("HEALTH_PREDICT_") or o in SHORT]: monkeypatch.delenv(name)
 
@@ -46,6 +54,7 @@ class Project:
     """A copy of the repository with a storage of its own, to run commands in."""
     def __init__(self, folder: Path):
         self.folder, self.storage = folder, folder / "storage"
+        folder.mkdir(parents=True, exist_ok=True)
         for part in PARTS:
             source = ROOT / part
             if source.is_dir(): shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))

@@ -1,7 +1,5 @@
 "JupyterLab as `make lab` starts it: parameters appear on opening and leave no trace on saving."
 import json
-import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from conftest import Project
 
 HOME = Path(__file__).parents[1]
 INGEST = "nbs/pipeline/1_ingest.ipynb"
@@ -32,13 +31,11 @@ class Lab:
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     home = tmp_path_factory.mktemp("lab")/"repo"
-    shutil.copytree(HOME, home, ignore=shutil.ignore_patterns(".git", ".venv", "storage*", ".ipynb_checkpoints", "__pycache__"))
+    project = Project(home)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    env = {k: v for k,v in os.environ.items() if not k.startswith(("HEALTH_PREDICT_", "JUPYTER"))}
-    env |= {"HOME": str(home.parent), "PYTHONPATH": str(home), "HEALTH_PREDICT_STORAGE": str(home/"storage")}
-    if "HEALTH_PREDICT_DATA" in os.environ: env["HEALTH_PREDICT_DATA"] = os.environ["HEALTH_PREDICT_DATA"]
+    env = {k: v for k,v in project.environment.items() if not k.startswith("JUPYTER")}|{"HOME": str(home.parent)}
     command = [sys.executable, "-m", "jupyter", "lab", "--config=.jupyter/jupyter_server_config.py", "--no-browser", "--allow-root",
         "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=x"]
     log = home.parent/"lab.log"

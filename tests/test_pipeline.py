@@ -164,6 +164,29 @@ def test_later_batch_learns_from_what_is_known_and_leaves_the_champion(small, co
     assert not any(small.build(0).values()) and not any(small.build(1).values())
 
 
+def test_challenger_takes_over_and_can_be_taken_back(small, cohort_file):
+    lines = cohort_file.read_bytes().splitlines(keepends=True)
+    for batch in (0, 1): (small.storage / "incoming" / f"{batch}.csv").write_bytes(b"".join([lines[0], *lines[1 + 1500 * batch:1501 + 1500 * batch]]))
+    small.environment |= {"HEALTH_PREDICT_GATE__MIN_ROWS": "100", "HEALTH_PREDICT_GATE__RESAMPLES": "200"}
+    small.build(0)
+    small.build(1)
+    champion = small.storage / "models" / "champion.json"
+    gate = read(small.storage / "runs" / "1" / "evaluation.json")["gate"]
+    assert gate["verdict"] == "promote" and {o["check"] for o in gate["checks"]} >= {"size", "ranking", "calibration"}
+    assert (read(champion)["version"], read(champion)["batch"]) == (2, 1)
+
+    assert "version 1 of batch 0, back from version 2" in small.run("health-predict", "rollback").stdout
+    assert (read(champion)["version"], read(champion)["rolled_back"]) == (1, 2)
+    done = small.run("health-predict", "rollback")
+    assert done.returncode == 4 and "is the first champion" in done.stderr
+    assert small.run("health-predict", "promote", "2").returncode == 0 and read(champion)["version"] == 2
+    assert small.run("health-predict", "promote", "9").returncode == 4
+
+    assert small.build(0, HEALTH_PREDICT_EVALUATE__CONFIDENCE="0.9")["promote"]    # an old batch that runs again displaces nobody
+    assert read(champion)["version"] == 2
+    assert "of the later batch 1 is in charge" in read(small.storage / "runs" / "0" / "promotion.json")["reason"]
+
+
 def test_stage_sees_only_declared_settings(small):
     pipeline = small.folder / "pipeline.yaml"
     pipeline.write_text(pipeline.read_text().replace("settings: [model, threshold]", "settings: [model]"))
