@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'FORMAT', 'OPSET', 'TOLERANCE', 'BundleError', 'to_onnx', 'session', 'onnx_log_odds', 'export', 'content',
-           'digest_of', 'seal', 'write_bundle', 'verify', 'Bundle', 'finish']
+           'digest_of', 'seal', 'write_bundle', 'verify', 'Bundle', 'recalibrate', 'finish']
 
 # %% ../nbs/library/13_bundle.ipynb #274c3692
 import hashlib, shutil
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from . import __version__
-from .calibrate import calibrated, log_odds, probability
+from .calibrate import calibrated, choose_threshold, fit_calibration, log_odds, probability
 from .encode import encode, encode_row
 from .fields import FIELDS, INPUTS
-from .settings import HealthPredictError
+from .settings import HealthPredictError, ThresholdSettings
 from .storage import atomic, file_digest, read_json, write_json
 
 # %% ../nbs/library/13_bundle.ipynb #d8aa3cb1
@@ -147,6 +147,27 @@ class Bundle:
     def threshold(self, target:str) -> float:
         "The decision threshold of a target."
         return self.targets[target]["threshold"]["value"]
+
+# %% ../nbs/library/13_bundle.ipynb #873f6f11
+def recalibrate(
+    source:Path, folder:Path, # A bundle; where the recalibrated one is to be
+    frame:Mapping[str, np.ndarray], outcomes:Mapping[str, np.ndarray], # Encounters that it wasn't trained on; outcome for each target
+    rule:ThresholdSettings, # How the threshold is chosen
+)->str: # The digest
+    "A copy of a bundle with calibration and threshold fitted on other encounters, without metrics and card: it is to be evaluated anew."
+    bundle = Bundle(source)
+    X = encode(frame, bundle.encoder)
+    with atomic(folder) as temporary:
+        shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("metrics.json", "model_card.md"))
+        model = read_json(temporary/"model.json")
+        for target,y in outcomes.items():
+            scores = onnx_log_odds(bundle.sessions[target], X)
+            calibration = fit_calibration(scores, y)
+            model["targets"][target] |= {"calibration": calibration, "threshold": choose_threshold(calibrated(scores, calibration), target, rule)}
+        model["training"] |= {"recalibrated_from": bundle.digest, "recalibrated_on": len(X)}
+        write_json(temporary/"model.json", model)
+        digest = seal(temporary)
+    return digest
 
 # %% ../nbs/library/13_bundle.ipynb #144f4d07
 def finish(

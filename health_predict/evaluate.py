@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'DIGITS', 'BINS', 'AT_ONCE', 'GROUPS', 'EvaluationError', 'ranking', 'bins_of', 'calibration_error',
-           'measures', 'patient_weights', 'number', 'interval', 'resampled', 'evaluate', 'baselines', 'evaluate_groups']
+           'measures', 'patient_weights', 'number', 'interval', 'resampled', 'evaluate', 'net_benefit', 'baselines',
+           'evaluate_groups']
 
 # %% ../nbs/library/10_evaluate.ipynb #dda1a887
 import numpy as np
@@ -108,6 +109,17 @@ def evaluate(
     draws = resampled(y, p, threshold, patients, resamples, seed)
     draws["ece"] = np.maximum(2*point["ece"]-draws["ece"], 0)
     return {k: dict(zip(("value", "low", "high"), (number(v), *interval(draws[k], confidence)), strict=True)) for k,v in point.items()}
+
+# %% ../nbs/library/10_evaluate.ipynb #4e9596b7
+def net_benefit(
+    y:np.ndarray, p:np.ndarray, # (rows,) outcome and probability
+    thresholds:np.ndarray, # Between 0 and 1
+)->dict[str, np.ndarray]: # (thresholds,) for the model and for an alert for everybody, per 100 discharges
+    "The decision curve: net benefit at each threshold."
+    price, rate = thresholds/(1-thresholds), float(np.mean(y))
+    alert = p[None]>=thresholds[:, None]
+    found, needless = (alert*y).mean(1), (alert*(1-y)).mean(1)
+    return {"model": 100*(found-price*needless), "everybody": 100*(rate-price*(1-rate))}
 
 # %% ../nbs/library/10_evaluate.ipynb #3a309d74
 def baselines(
