@@ -66,7 +66,7 @@ def data_synthetic(rows:Annotated[int, typer.Argument(min=1, help="Encounters.")
                    seed:Annotated[int, typer.Option(min=0, help="The same seed gives the same cohort.")]=7):
     """Write a cohort of made-up encounters with the data set's columns.
 
-    Made in chunks: 10 million rows need no more memory than 100,000. Example: health-predict data synthetic 100000 cohort.csv"""
+    Made in chunks: 10 million rows need no more memory than 20,000. Example: health-predict data synthetic 100000 cohort.csv"""
     from health_predict.storage import atomic
     from health_predict.synthetic import write_cohort
     with atomic(file) as f: write_cohort(f, rows, seed)

@@ -16,7 +16,7 @@ from .cohort import can_return
 from .fields import AGES, DRUGS, FIELDS
 
 # %% ../nbs/library/05_synthetic.ipynb #d9f8bbc1
-CHUNK_ROWS = 100_000    # rows made at a time: 10 million rows need no more memory than these
+CHUNK_ROWS = 20_000    # rows made at a time: 10 million rows need no more memory than these
 
 SHARES = {
     "race": {"Caucasian": .75, "AfricanAmerican": .19, "?": .02, "Hispanic": .02, "Other": .015, "Asian": .005},
