@@ -168,7 +168,8 @@ def split(
 )->list[Path]: # The files written; files that are there already are left alone
     "Cut the data set into `incoming/<N>.csv`; raises `DataError` where the source has no such batch."
     source, tree, n = source or find(settings), Tree(settings), settings.data.batches
-    if only and max(only)>n: raise DataError(f"batch {max(only)}: the data set is cut into batches 0 to {n} ([data] batches = {n})")
+    if only and max(only)>n:
+        raise DataError(f"batch {max(only)} hasn't arrived ({tree.incoming/str(max(only))}.csv isn't there), and the data set gives batches 0 to {n} only")
     wanted = [b for b in only or range(n+1) if tree.incoming_file(b) is None]
     if not wanted: return []
     origin = origin_of(settings)

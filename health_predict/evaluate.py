@@ -107,7 +107,7 @@ def evaluate(
     if not np.isfinite(p).all(): raise EvaluationError(f"{(~np.isfinite(p)).sum()} predictions are not numbers")
     point = {k: v[0] for k,v in measures(y, p, threshold, np.ones((1, len(y)))).items()}
     draws = resampled(y, p, threshold, patients, resamples, seed)
-    draws["ece"] = np.maximum(2*point["ece"]-draws["ece"], 0)
+    draws["ece"] = np.maximum(draws["ece"]-draws["ece"].mean()+point["ece"], 0)
     return {k: dict(zip(("value", "low", "high"), (number(v), *interval(draws[k], confidence)), strict=True)) for k,v in point.items()}
 
 # %% ../nbs/library/10_evaluate.ipynb #4e9596b7

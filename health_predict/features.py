@@ -6,7 +6,7 @@
 __all__ = ['DROPPED', 'COUNTS', 'COMMON_DRUGS', 'USED_DRUGS', 'DOSE', 'PATIENT', 'LABORATORY', 'MEDICATION', 'DIAGNOSIS',
            'LEVELS', 'RATES', 'DEFINITION', 'FOLDS', 'Number', 'Points', 'Levels', 'Rate', 'one', 'flag', 'fields_of',
            'unused_fields', 'log_odds', 'rate_table', 'level_table', 'merge_lookups', 'compile_encoder', 'fit_encoder',
-           'fit_encode']
+           'say_column', 'fit_encode']
 
 # %% ../nbs/library/09_features.ipynb #a1b5a069
 from collections.abc import Mapping
@@ -161,6 +161,15 @@ def fit_encoder(
         if isinstance(o, Levels): lookups.append(level_table(o, *levels_of(frame, o.key)))
         if isinstance(o, Rate): lookups.append(rate_table(o, *levels_of(frame, o.key), outcomes))
     return compile_encoder(lookups, definition)
+
+# %% ../nbs/library/09_features.ipynb #0fd230c6
+def say_column(column:str) -> str:
+    "A column of the encoder in words."
+    if column in FIELDS: return FIELDS[column].title
+    name, _, level = column.partition("=")
+    if level: return f"{FIELDS[name].title if name in FIELDS else name.replace('_', ' ')}: {level}"
+    if name.startswith("rate_"): return f"readmission rate by {FIELDS[name.removeprefix('rate_').rpartition('_')[0]].title}"
+    return f"diagnosis: {name.removeprefix('dx_')}" if name.startswith("dx_") else name.replace("_", " ")
 
 # %% ../nbs/library/09_features.ipynb #a60be4e1
 FOLDS = 5

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK_BYTES', 'FileRefused', 'check_header', 'sniff', 'Reading', 'CountingFile', 'not_utf8', 'open_csv', 'csv_chunks',
-           'check_end', 'parquet_chunks', 'check_column', 'check_chunk', 'Checked', 'check_file', 'refuse']
+           'check_end', 'parquet_chunks', 'check_column', 'check_chunk', 'Checked', 'check_file', 'with_rows', 'refuse']
 
 # %% ../nbs/library/03_schema.ipynb #ced62951
 from collections.abc import Iterator
@@ -200,6 +200,19 @@ def check_file(
     if not rows_in: raise FileRefused(f"{path} has a header but no rows; send the batch again")
     findings = pd.concat([o for o in found if len(o)] or found[:1]).sort_values("line", kind="stable").reset_index(drop=True)
     return Checked(pd.concat(good, ignore_index=True), findings, rows_in)
+
+# %% ../nbs/library/03_schema.ipynb #8a9b5170
+def with_rows(
+    findings:pd.DataFrame, path:Path, # As from `check_file`; the file
+)->pd.DataFrame: # The findings with `row`, the row as it came
+    "Findings beside the rows that they are about, to be corrected and sent again."
+    wanted, path = set(findings.line), Path(path)
+    if path.suffix==".parquet":
+        rows = pd.read_parquet(path) if wanted else pd.DataFrame()
+        texts = {n: ",".join("?" if pd.isna(v) else str(v) for v in rows.iloc[n-1]) for n in wanted}
+    else:
+        with open(path, encoding="utf-8-sig") as f: texts = {n: line.rstrip("\r\n") for n,line in enumerate(f, 1) if n in wanted}
+    return findings.assign(row=findings.line.map(texts))
 
 # %% ../nbs/library/03_schema.ipynb #5a5382bd
 def refuse(

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Share', 'Percent', 'SHORT', 'FILE_VARIABLE', 'HealthPredictError', 'SettingsError', 'Section', 'StorageSettings',
-           'DataSettings', 'IngestSettings', 'SplitSettings', 'ModelSettings', 'ThresholdSettings', 'EvaluateSettings',
-           'GateSettings', 'MlflowSettings', 'split_commas', 'read_environment', 'settings_file', 'read_ini',
-           'Settings', 'explain', 'load_settings', 'SectionView']
+           'DataSettings', 'IngestSettings', 'SplitSettings', 'ModelSettings', 'SearchSettings', 'ThresholdSettings',
+           'EvaluateSettings', 'GateSettings', 'MlflowSettings', 'split_commas', 'read_environment', 'settings_file',
+           'read_ini', 'Settings', 'explain', 'load_settings', 'SectionView']
 
 # %% ../nbs/library/00_settings.ipynb #bd314632
-import configparser, os
+import configparser, difflib, os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -53,13 +53,23 @@ class SplitSettings(Section):
     validation: Percent = Field(20, description="Patients for calibration, threshold and choice of family; percent, the rest is the test set")
 
 class ModelSettings(Section):
-    target: Literal["any", "30d"] = Field("any", description="Outcome behind `prediction` and the choice of family: any readmission, or one within 30 days")
+    target: Literal["any", "30d"] = Field("any", description="Outcome behind `prediction`: any (readmission at any time) or 30d (within 30 days)")
     families: tuple[Literal["logistic", "forest", "xgboost"], ...] = Field(("logistic", "forest", "xgboost"), min_length=1,
         description="Model families that are tried; comma-separated, out of logistic, forest, xgboost")
     seed: Annotated[int, Field(ge=0)] = Field(7, description="Seed of everything random; integer")
     threads: Annotated[int, Field(ge=0)] = Field(0, description="Threads of one training; 0 means all cores")
 
 # %% ../nbs/library/00_settings.ipynb #86ec75a4
+class SearchSettings(Section):
+    enabled: bool = Field(False, description="Search for hyperparameters, or else train each family with those that the library knows; true or false")
+    trials: PositiveInt = Field(40, description="Trials for each target, over all families; count")
+    time_budget: Annotated[float, Field(ge=0)] = Field(0, description="Time for each target's search, interrupted runs included; seconds, 0 means no limit")
+    concurrency: Annotated[int, Field(ge=0)] = Field(0, description="Trials at a time, one thread each; 0 means one per core, 1 is reproducible")
+    ray_address: str = Field("", description="Ray cluster to search on: auto, host:port or ray://host:10001; empty: this machine")
+    random_trials: PositiveInt = Field(10, description="Trials drawn at random before HyperOpt's TPE draws on what was found; count")
+    grace: Annotated[int, Field(ge=1, le=9)] = Field(1, description="Ninths of its rounds that a trial runs before it can be stopped early; 9: never")
+    reduction: Annotated[float, Field(gt=1)] = Field(3, description="Early stopping lets the best 1 in so many pass, at 1, 3 and 9 ninths; ratio")
+
 class ThresholdSettings(Section):
     rule: Literal["cost", "capacity"] = Field("cost", description="How the decision threshold is chosen: cost or capacity")
     cost_ratio_any: Annotated[float, Field(gt=0)] = Field(1.5, description="Cost of a missed readmission over that of a needless alert, target any; ratio")
@@ -100,7 +110,9 @@ def read_environment() -> dict: # {section: {key: text}}
     given = {SHORT[k]: v for k,v in os.environ.items() if k in SHORT}
     given |= {k: v for k,v in os.environ.items() if k.startswith("HEALTH_PREDICT_") and k not in SHORT and k!=FILE_VARIABLE}
     if unknown := sorted(set(given)-set(names)):
-        raise SettingsError(f"environment: {unknown[0]} is not a setting; unset it, or use one of {', '.join(names)}, {', '.join(SHORT)}")
+        near = difflib.get_close_matches(unknown[0], [*names, *SHORT], 3, cutoff=.5)
+        meant = f", or did you mean {', '.join(near)}?" if near else "."
+        raise SettingsError(f"environment: {unknown[0]} is not a setting; unset it{meant} settings.ini lists all of them")
     sections = {}
     for name,value in given.items(): sections.setdefault(names[name][0], {})[names[name][1]] = value
     return {s: split_commas(v) for s,v in sections.items()}
@@ -134,6 +146,7 @@ class Settings(BaseSettings):
     ingest: IngestSettings = IngestSettings()
     split: SplitSettings = SplitSettings()
     model: ModelSettings = ModelSettings()
+    search: SearchSettings = SearchSettings()
     threshold: ThresholdSettings = ThresholdSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     gate: GateSettings = GateSettings()
@@ -168,7 +181,7 @@ def explain(error:ValidationError) -> str:
         elif key not in fields: allowed = f"keys of [{section}] are {', '.join(fields)}"
         else: allowed = f"{e['msg'][0].lower()}{e['msg'][1:]}; {fields[key].description}"
         value = "" if e["type"]=="extra_forbidden" and not key else f" = {e['input']!r}"
-        lines.append(f"{where}: [{section}] {key or ''}{value}: {'unknown: ' if e['type']=='extra_forbidden' else ''}{allowed}")
+        lines.append(f"{where}: [{section}]{f' {key}' if key else ''}{value}: {'unknown: ' if e['type']=='extra_forbidden' else ''}{allowed}")
     return "\n".join(lines)
 
 # %% ../nbs/library/00_settings.ipynb #6c410b59

@@ -60,7 +60,8 @@ class Project:
             if source.is_dir(): shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
             else: shutil.copy(source, folder / part)
         kept = {k: v for k, v in os.environ.items() if not k.startswith("HEALTH_PREDICT_") and k not in (*SHORT, "PYTHONDONTWRITEBYTECODE")}
-        self.environment = kept | {"PYTHONPATH": str(folder), "HTTPS_PROXY": NOWHERE, "HTTP_PROXY": NOWHERE, "NO_PROXY": "127.0.0.1,localhost"}
+        self.environment = kept | {"PYTHONPATH": str(folder), "HTTPS_PROXY": NOWHERE, "HTTP_PROXY": NOWHERE,
+            "NO_PROXY": "127.0.0.1,localhost"}
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess:
         """Run a program of the environment in the project."""

@@ -125,7 +125,7 @@ def test_refused_batch_has_a_report_and_a_remedy_and_can_be_sent_again(small, co
     assert "missing 'gender'; unknown 'sex'" in done.stderr and "0/ingest.html" in done.stderr
     report, gallery = (small.storage / "reports" / "0" / "ingest.html").read_text(), (small.storage / "reports" / "index.html").read_text()
     assert "This stage failed." in report and "unknown 'sex'" in report
-    assert "Failed at ingest" in gallery and 'href="0/ingest.html" class="failed"' in gallery
+    assert "Failed at ingest" in gallery and "FileRefused" not in gallery and 'href="0/ingest.html" class="failed"' in gallery
     incoming.write_bytes(cohort_file.read_bytes())
     done = small.run("health-predict", "run")
     assert done.returncode == 0, done.stderr
@@ -160,20 +160,23 @@ def test_later_batch_learns_from_what_is_known_and_leaves_the_champion(small, co
     small.build(1)
     assert (small.storage / "models" / "champion.json").read_text() == before
     assert read(small.storage / "runs" / "1" / "train.json")["training"]["batches"] == [0]     # batch 1's outcomes aren't known yet
-    assert not read(small.storage / "runs" / "1" / "promotion.json")["promoted"]
+    assert "The outcomes of this batch aren't known yet" in (small.storage / "reports" / "1" / "publish.html").read_text()
     assert not any(small.build(0).values()) and not any(small.build(1).values())
 
 
 def test_challenger_takes_over_and_can_be_taken_back(small, cohort_file):
     lines = cohort_file.read_bytes().splitlines(keepends=True)
-    for batch in (0, 1): (small.storage / "incoming" / f"{batch}.csv").write_bytes(b"".join([lines[0], *lines[1 + 1500 * batch:1501 + 1500 * batch]]))
+    for batch in (0, 1, 2): (small.storage / "incoming" / f"{batch}.csv").write_bytes(b"".join([lines[0], *lines[1 + 1000 * batch:1001 + 1000 * batch]]))
     small.environment |= {"HEALTH_PREDICT_GATE__MIN_ROWS": "100", "HEALTH_PREDICT_GATE__RESAMPLES": "200"}
     small.build(0)
-    small.build(1)
     champion = small.storage / "models" / "champion.json"
-    gate = read(small.storage / "runs" / "1" / "evaluation.json")["gate"]
+    small.build(1)
+    assert read(champion)["version"] == 1    # no new outcomes, the same model
+    assert "is the champion already" in read(small.storage / "runs" / "1" / "promotion.json")["reason"]
+    small.build(2)
+    gate = read(small.storage / "runs" / "2" / "evaluation.json")["gate"]
     assert gate["verdict"] == "promote" and {o["check"] for o in gate["checks"]} >= {"size", "ranking", "calibration"}
-    assert (read(champion)["version"], read(champion)["batch"]) == (2, 1)
+    assert (read(champion)["version"], read(champion)["batch"]) == (2, 2)
 
     assert "version 1 of batch 0, back from version 2" in small.run("health-predict", "rollback").stdout
     assert (read(champion)["version"], read(champion)["rolled_back"]) == (1, 2)
@@ -184,7 +187,7 @@ def test_challenger_takes_over_and_can_be_taken_back(small, cohort_file):
 
     assert small.build(0, HEALTH_PREDICT_EVALUATE__CONFIDENCE="0.9")["promote"]    # an old batch that runs again displaces nobody
     assert read(champion)["version"] == 2
-    assert "of the later batch 1 is in charge" in read(small.storage / "runs" / "0" / "promotion.json")["reason"]
+    assert "of the later batch 2 is in charge" in read(small.storage / "runs" / "0" / "promotion.json")["reason"]
 
 
 def test_stage_sees_only_declared_settings(small):
@@ -197,4 +200,4 @@ def test_stage_sees_only_declared_settings(small):
 def test_unknown_batch_is_explained(small):
     small.environment["HEALTH_PREDICT_DATA"] = str(small.storage / "incoming" / "0.csv")
     done = small.run("health-predict", "run", "--batch", "9")
-    assert done.returncode == 3 and "batches 0 to 5" in done.stderr, (done.returncode, done.stderr)
+    assert done.returncode == 3 and "9.csv isn't there" in done.stderr, (done.returncode, done.stderr)
