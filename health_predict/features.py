@@ -168,7 +168,9 @@ def say_column(column:str) -> str:
     if column in FIELDS: return FIELDS[column].title
     name, _, level = column.partition("=")
     if level: return f"{FIELDS[name].title if name in FIELDS else name.replace('_', ' ')}: {level}"
-    if name.startswith("rate_"): return f"readmission rate by {FIELDS[name.removeprefix('rate_').rpartition('_')[0]].title}"
+    if name.startswith("rate_"):
+        field, _, target = name.removeprefix("rate_").rpartition("_")
+        return f"{'30-day rate' if target=='30d' else 'rate'} by {FIELDS[field].title}"
     return f"diagnosis: {name.removeprefix('dx_')}" if name.startswith("dx_") else name.replace("_", " ")
 
 # %% ../nbs/library/09_features.ipynb #a60be4e1
