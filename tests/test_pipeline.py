@@ -167,7 +167,8 @@ def test_later_batch_learns_from_what_is_known_and_leaves_the_champion(small, co
 def test_challenger_takes_over_and_can_be_taken_back(small, cohort_file):
     lines = cohort_file.read_bytes().splitlines(keepends=True)
     for batch in (0, 1, 2): (small.storage / "incoming" / f"{batch}.csv").write_bytes(b"".join([lines[0], *lines[1 + 1000 * batch:1001 + 1000 * batch]]))
-    small.environment |= {"HEALTH_PREDICT_GATE__MIN_ROWS": "100", "HEALTH_PREDICT_GATE__RESAMPLES": "200"}
+    small.environment |= {"HEALTH_PREDICT_GATE__MIN_ROWS": "100", "HEALTH_PREDICT_GATE__RESAMPLES": "200", "HEALTH_PREDICT_GATE__MIN_GROUP": "9999",
+                          "HEALTH_PREDICT_GATE__GUARD": "0.5", "HEALTH_PREDICT_GATE__CALIBRATION_MARGIN": "0.5"}    # few patients: a lenient gate
     small.build(0)
     champion = small.storage / "models" / "champion.json"
     small.build(1)
@@ -192,9 +193,9 @@ def test_challenger_takes_over_and_can_be_taken_back(small, cohort_file):
 
 def test_stage_sees_only_declared_settings(small):
     pipeline = small.folder / "pipeline.yaml"
-    pipeline.write_text(pipeline.read_text().replace("settings: [model, threshold]", "settings: [model]"))
+    pipeline.write_text(pipeline.read_text().replace("settings: [model, search, threshold]", "settings: [model, search]"))
     done = small.run("health-predict", "run")
-    assert done.returncode == 1 and "reads [threshold] but declares ['model']" in done.stderr
+    assert done.returncode == 1 and "reads [threshold] but declares ['model', 'search']" in done.stderr
 
 
 def test_unknown_batch_is_explained(small):
