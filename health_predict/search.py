@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPACES', 'SHARES', 'SIZES', 'STEPS', 'GROW', 'JOURNAL', 'QUIET', 'RESULT', 'SearchError', 'hyperopt_space', 'plain',
            'marks', 'grow_logistic', 'grow_forest', 'grow_xgboost', 'steps', 'identity', 'open_journal', 'append',
-           'Proposals', 'knock', 'ray_session', 'cores', 'trainable', 'scheduler', 'searcher', 'as_trial', 'progress',
-           'time_spent', 'over', 'run_trials', 'tune_trials', 'tune_here', 'tune_there', 'tell', 'best_trial', 'refit',
+           'Proposals', 'knock', 'start_ray', 'ray_session', 'cores', 'trainable', 'scheduler', 'searcher', 'as_trial',
+           'progress', 'time_spent', 'over', 'run_trials', 'tune_trials', 'tune_here', 'tune_there', 'tell', 'refit',
            'search_target', 'search_targets']
 
 # %% ../nbs/library/13_search.ipynb #ea92a391
@@ -21,7 +21,7 @@ import numpy as np
 
 from .settings import HealthPredictError, SearchSettings, ThresholdSettings
 from .storage import atomic, digest
-from .train import HYPERPARAMETERS, Fitted, boosting, fit, judge, raw_log_odds, require_events
+from .train import HYPERPARAMETERS, Fitted, best_of, boosting, fit, fit_calibrated, judge, raw_log_odds, require_events
 
 # %% ../nbs/library/13_search.ipynb #3a1c4703
 class SearchError(HealthPredictError):
@@ -166,6 +166,14 @@ def knock(address:str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal(): socket.create_connection((host, int(port)), timeout=10).close()
 
+def start_ray(address:str, given:Mapping, tries:int=3) -> None:
+    "Start Ray or connect to it. A busy cluster needs more than one try for its part of a `ray://` connection."
+    import ray
+    for left in reversed(range(tries)):
+        try: return ray.init(address, **given)
+        except ConnectionError:
+            if not left: raise
+
 @contextmanager
 def ray_session(
     settings:SearchSettings, size:int, # Of the data; bytes
@@ -182,7 +190,7 @@ def ray_session(
         if ours := not ray.is_initialized():
             try:
                 knock(settings.ray_address)
-                ray.init(settings.ray_address or "local", **given)
+                start_ray(settings.ray_address or "local", given)
             except (OSError, ImportError, RuntimeError, ValueError) as e:
                 raise SearchError(f"[search] ray_address = {settings.ray_address!r}: no Ray there ({e}); correct it, start the cluster, "
                                   "or leave it empty") from e
@@ -353,10 +361,6 @@ def tell(told, target, families, data, rule, settings, seed, spaces, done, secon
     with tempfile.TemporaryDirectory() as folder: tune_here(target, families, data, rule, settings, seed, proposals, done, seconds, finished, folder)
 
 # %% ../nbs/library/13_search.ipynb #d5f4c096
-def best_trial(trials:Sequence[Mapping]) -> Mapping:
-    "The trial with the best AUROC on validation patients; of equals, the first."
-    return max(trials, key=lambda o: (o["validation"]["auroc"], -o.get("number", 0)))
-
 def refit(
     trial:Mapping, # As in the journal
     train:tuple, validation:tuple, rule:ThresholdSettings, seed:int=7, n_threads:int=0, # As `search_target`
@@ -364,9 +368,7 @@ def refit(
     "The model of a trial, as large as at its best step."
     target, family = trial["target"], trial["family"]
     parameters = dict(trial["parameters"]) | ({SIZES[family]: trial["rounds"]} if family in SIZES else {})
-    model = fit(family, *train, seed, n_threads, parameters)
-    calibration, threshold, _ = judge(target, raw_log_odds(model, validation[0]), validation[1], rule)
-    return Fitted(target, family, model, calibration, threshold, float(train[1].mean()))
+    return fit_calibrated(target, family, parameters, train, validation, rule, seed, n_threads)
 
 # %% ../nbs/library/13_search.ipynb #ccbff6bb
 def search_target(
@@ -378,7 +380,7 @@ def search_target(
     "The model with the best AUROC on validation patients that the search found; raises `TrainingError` or `SearchError`."
     require_events(train[1]); require_events(validation[1])
     trials = run_trials(target, families, train, validation, rule, settings, Path(journal), seed, spaces)
-    fitted = refit(best_trial(trials), train, validation, rule, seed, n_threads)
+    fitted = refit(best_of(trials), train, validation, rule, seed, n_threads)
     fitted.trials = trials
     return fitted
 

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['HYPERPARAMETERS', 'FIT', 'TrainingError', 'threads', 'fit_logistic', 'fit_forest', 'boosting', 'fit_xgboost',
-           'raw_log_odds', 'require_events', 'fit', 'Fitted', 'judge', 'train_target', 'best_by_family']
+           'raw_log_odds', 'require_events', 'fit', 'Fitted', 'judge', 'settle', 'fit_calibrated', 'best_of',
+           'best_by_family', 'train_target']
 
 # %% ../nbs/library/12_train.ipynb #04beba59
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,10 +88,12 @@ class Fitted:
     "One target's chosen model, calibrated, with what was tried."
     target: str
     family: str
+    parameters: dict           # hyperparameters
     model: Any
     calibration: dict
     threshold: dict
-    rate: float                # of the outcome among training patients
+    rate: float                # of the outcome among training and validation patients
+    held: np.ndarray           # (rows,) what the validation patients were given by the model that had not seen them
     trials: list[dict] = field(default_factory=list)   # family, parameters, seconds, measures on validation patients
 
     def predict(self, X:np.ndarray) -> np.ndarray: # (rows,)
@@ -108,6 +111,37 @@ def judge(
     threshold = choose_threshold(p, target, rule)
     return calibration, threshold, {k: number(v[0]) for k,v in measures(y, p, threshold["value"], np.ones((1, len(p)))).items()}
 
+def settle(
+    target:str, family:str, parameters:Mapping, # any or 30d; the choice
+    scores:np.ndarray, # (rows,) log-odds of the validation patients, by the model of the training patients alone
+    train:tuple, validation:tuple, rule:ThresholdSettings, seed:int, n_threads:int, # As `train_target`
+)->Fitted:
+    "The chosen model on training and validation patients together, calibrated by what it said of the latter before it knew them."
+    calibration, threshold, _ = judge(target, scores, validation[1], rule)
+    X, y = (np.concatenate(o) for o in zip(train, validation, strict=True))
+    return Fitted(target, family, dict(parameters), fit(family, X, y, seed, n_threads, parameters), calibration, threshold, float(y.mean()),
+                  calibrated(scores, calibration))
+
+def fit_calibrated(
+    target:str, family:str, parameters:Mapping, train:tuple, validation:tuple, rule:ThresholdSettings, seed:int=7, n_threads:int=0, # As `train_target`
+)->Fitted:
+    "The model of one family with given hyperparameters, calibrated."
+    require_events(train[1]); require_events(validation[1])
+    scores = raw_log_odds(fit(family, *train, seed, n_threads, parameters), validation[0])
+    return settle(target, family, parameters, scores, train, validation, rule, seed, n_threads)
+
+# %% ../nbs/library/12_train.ipynb #bd0d0c71
+def best_of(trials:Sequence[Mapping]) -> Mapping:
+    "The trial with the best AUROC on validation patients; of equals, the first."
+    return max(trials, key=lambda o: (o["validation"]["auroc"], -o.get("number", 0)))
+
+def best_by_family(
+    trials:Sequence[Mapping], # As `Fitted.trials`
+)->dict[str, Mapping]: # {family: trial}, in order of appearance
+    "The best trial of each family."
+    return {f: best_of([o for o in trials if o["family"]==f]) for f in dict.fromkeys(o["family"] for o in trials)}
+
+# %% ../nbs/library/12_train.ipynb #867bb0c5
 def train_target(
     target:str, families:tuple[str, ...], # any or 30d; families to try
     train:tuple[np.ndarray, np.ndarray], validation:tuple[np.ndarray, np.ndarray], # (X, y) each
@@ -115,20 +149,13 @@ def train_target(
 )->Fitted: # The family with the best AUROC on validation patients
     "Fit, calibrate and compare the families for one target."
     from time import perf_counter
-    tried = []
+    scores, trials = {}, []
     for family in families:
         start = perf_counter()
-        model = fit(family, *train, seed, n_threads)
-        calibration, threshold, found = judge(target, raw_log_odds(model, validation[0]), validation[1], rule)
-        trial = {"target": target, "family": family, "parameters": HYPERPARAMETERS[family], "seconds": round(perf_counter()-start, 2), "validation": found}
-        tried.append((found["auroc"], Fitted(target, family, model, calibration, threshold, float(train[1].mean())), trial))
-    best = max(tried, key=lambda o: o[0])[1]
-    best.trials = [o[2] for o in tried]
-    return best
-
-# %% ../nbs/library/12_train.ipynb #bd0d0c71
-def best_by_family(
-    trials:list[dict], # As `Fitted.trials`
-)->dict[str, dict]: # {family: trial}, in order of appearance
-    "The trial with the best AUROC on validation patients, of each family."
-    return {f: max((o for o in trials if o["family"]==f), key=lambda o: o["validation"]["auroc"]) for f in dict.fromkeys(o["family"] for o in trials)}
+        scores[family] = raw_log_odds(fit(family, *train, seed, n_threads), validation[0])
+        trials.append({"target": target, "family": family, "parameters": HYPERPARAMETERS[family], "seconds": round(perf_counter()-start, 2),
+                       "validation": judge(target, scores[family], validation[1], rule)[2]})
+    best = best_of(trials)["family"]
+    fitted = settle(target, best, HYPERPARAMETERS[best], scores[best], train, validation, rule, seed, n_threads)
+    fitted.trials = trials
+    return fitted
