@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Share', 'Percent', 'SHORT', 'FILE_VARIABLE', 'HealthPredictError', 'SettingsError', 'Section', 'StorageSettings',
            'DataSettings', 'IngestSettings', 'SplitSettings', 'ModelSettings', 'SearchSettings', 'ThresholdSettings',
-           'EvaluateSettings', 'GateSettings', 'MlflowSettings', 'split_commas', 'read_environment', 'settings_file',
-           'read_ini', 'Settings', 'explain', 'load_settings', 'SectionView']
+           'EvaluateSettings', 'GateSettings', 'DriftSettings', 'MlflowSettings', 'split_commas', 'read_environment',
+           'settings_file', 'read_ini', 'Settings', 'explain', 'load_settings', 'SectionView']
 
 # %% ../nbs/library/00_settings.ipynb #bd314632
 import configparser, difflib, os
@@ -89,6 +89,24 @@ class GateSettings(Section):
     resamples: Annotated[int, Field(ge=100)] = Field(1000, description="Bootstrap resamples of patients behind each interval; count")
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="Coverage of the intervals; share")
 
+class DriftSettings(Section):
+    sensitivity: Literal["low", "medium", "high"] = Field("medium",
+        description="How soon a difference counts: low and high take 1.5 times the effect sizes below, or divide by it; low, medium or high")
+    false_alarms: Annotated[float, Field(gt=0, le=0.2)] = Field(0.025, description="Chance that a batch without any drift raises an alarm; share")
+    ks: Annotated[float, Field(gt=0)] = Field(0.1, description="Gap between cumulative shares that counts; share")
+    wasserstein: Annotated[float, Field(gt=0)] = Field(0.1, description="Mean distance that values moved that counts; standard deviations of the reference")
+    psi: Annotated[float, Field(gt=0)] = Field(0.1, description="Population stability index that counts; no unit")
+    jensen_shannon: Annotated[float, Field(gt=0)] = Field(0.1, description="Jensen-Shannon distance that counts; from 0 to 0.83")
+    cramers_v: Annotated[float, Field(gt=0)] = Field(0.1, description="Cramér's V that counts; from 0 to 1")
+    odds: Annotated[float, Field(gt=1)] = Field(2.0, description="Change of one level's odds that counts; ratio")
+    level_share: Annotated[float, Field(gt=0)] = Field(0.05, description="Change of one level's share that counts; share")
+    missing: Annotated[float, Field(gt=0)] = Field(0.05, description="Change in the share of missing values that counts; share")
+    min_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.01, description="Levels of fewer encounters, before and now, are not judged by odds; share")
+    minor: Share = Field(0.05, description="Drift is minor from this share of flagged fields on; share")
+    moderate: Share = Field(0.15, description="Drift is moderate from this share of flagged fields on; share")
+    major: Share = Field(0.30, description="Drift is major from this share of flagged fields on; share")
+    domain_rows: Annotated[int, Field(ge=200)] = Field(8000, description="Encounters of each side that the domain classifier looks at, at most; rows")
+
 class MlflowSettings(Section):
     tracking_uri: str = Field("", description="MLflow server or database; empty: SQLite in the storage folder")
     experiment: str = Field("health-predict", description="MLflow experiment; name")
@@ -150,6 +168,7 @@ class Settings(BaseSettings):
     threshold: ThresholdSettings = ThresholdSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     gate: GateSettings = GateSettings()
+    drift: DriftSettings = DriftSettings()
     mlflow: MlflowSettings = MlflowSettings()
 
     @classmethod
@@ -194,6 +213,9 @@ def load_settings(
     if settings.split.train+settings.split.validation>98:
         raise SettingsError(f"[split] train = {settings.split.train} and validation = {settings.split.validation} leave "
                             "less than 2 percent for the test set; lower one of them")
+    if not settings.drift.minor<=settings.drift.moderate<=settings.drift.major:
+        raise SettingsError(f"[drift] minor = {settings.drift.minor}, moderate = {settings.drift.moderate}, major = {settings.drift.major}; "
+                            "none may be smaller than the one before; correct the order")
     return settings
 
 # %% ../nbs/library/00_settings.ipynb #8b0d4d4a

@@ -6,7 +6,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-STAGES = ["ingest", "features", "train", "evaluate", "promote", "publish"]
+STAGES = ["ingest", "features", "drift", "decide", "train", "evaluate", "promote", "publish"]
 
 
 def read(path): return json.loads(path.read_text())
@@ -72,7 +72,7 @@ with mlflow_client(settings) as client:
         "digest": champion.tags["digest"],
         "auroc": [r.data.metrics["any/auroc"] for r in runs if "any/auroc" in r.data.metrics], "scores": scores["any"].tolist()}))""")
     found = json.loads(done.stdout.splitlines()[-1])
-    assert (found["runs"], found["nested"], int(found["version"])) == (7, 6, 1)
+    assert (found["runs"], found["nested"], int(found["version"])) == (8, 6, 1)    # the model, its six trials, the drift
     assert found["digest"] == read(built.storage / "models" / "champion.json")["digest"]
     assert found["auroc"] == [read(built.storage / "runs" / "0" / "evaluation.json")["any"]["auroc"]["value"]]
     assert len(found["scores"]) == 5
@@ -97,10 +97,10 @@ def test_a_change_re_runs_what_depends_on_it_and_the_rest_stays(small):
         return [name for name, ran in small.build().items() if ran]
 
     assert touched(library / "card.py", "Not a medical device.", "Not a medical device!") == ["evaluate", "promote", "publish"]
-    assert touched(library / "calibrate.py", '"""', '"""Then: ') == ["train", "evaluate", "promote", "publish"]
+    assert touched(library / "calibrate.py", '"""', '"""Then: ') == STAGES[2:]    # predictions are watched too
     assert touched(small.folder / "settings.ini", "confidence = 0.95", "confidence = 0.9") == ["evaluate", "promote", "publish"]
     assert touched(library / "doctor.py", '"""', '"""Then: ') == []                  # no stage uses it
-    assert touched(small.folder / "settings.ini", "rows = 20000", "rows = 20001") == ["ingest", "features", "train", "evaluate", "promote", "publish"]
+    assert touched(small.folder / "settings.ini", "rows = 20000", "rows = 20001") == STAGES
     assert read(small.storage / "models" / "champion.json")["digest"] != digest       # the card is part of the model
     assert {o["batch"] for o in read(small.storage / "models" / "champion.json")["former"]} == {0}
 
