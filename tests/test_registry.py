@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from health_predict import registry
+from health_predict import cli, registry
+from health_predict.audit import entries
 from health_predict.bundle import Bundle, finish
 from health_predict.registry import folder_of, load_champion, mlflow_client, promote, record, rollback
 from health_predict.settings import load_settings
@@ -92,3 +94,15 @@ def test_version_whose_folder_is_gone_comes_from_mlflow(standing):
     shutil.rmtree(second)
     folder, _ = folder_of(settings, entry["version"])
     assert Bundle(folder, digest).digest == digest
+
+
+def test_by_hand_is_audited_with_who_and_why(standing, monkeypatch):
+    settings, second = standing
+    record(settings, 1, second, [], {})
+    monkeypatch.setenv("HEALTH_PREDICT_STORAGE", settings.storage.root)
+    for words in (["promote", "2", "--why", "ranks better"], ["promote", "2", "--why", "ranks better"], ["rollback", "--why", "alarms too often"]):
+        assert CliRunner().invoke(cli.app, words).exit_code == 0
+    found = entries(registry.Tree(settings))
+    assert [(o["kind"], o["batch"], o["details"]["version"], o["details"]["former"], o["details"]["why"]) for o in found] == [
+        ("promote", 1, 2, 1, "ranks better"), ("rollback", 0, 1, 2, "alarms too often")]
+    assert all("@" in o["actor"] for o in found)

@@ -1,0 +1,189 @@
+"""The audit log: no change goes unnoticed, no entry is lost or doubled, whoever writes and whenever they are killed."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from health_predict import cli
+from health_predict.audit import AuditError, canonical, entries, read_head, record, sealed, unsealed, verify, write_head
+from health_predict.settings import HealthPredictError, load_settings
+from health_predict.storage import Tree
+
+ROOT = Path(__file__).parents[1]
+LINES = 6
+WRITER = """
+import sys
+from health_predict.audit import record
+from health_predict.settings import load_settings
+from health_predict.storage import Tree
+tree = Tree(load_settings(storage={"root": sys.argv[1]}))
+for n in range(int(sys.argv[2]), int(sys.argv[3])): record(tree, "decision", n, {"n": n, "note": "é" * (n % 50)}, actor=sys.argv[4])
+"""
+
+
+def tree_at(folder): return Tree(load_settings(storage={"root": str(folder)}))
+
+
+def writer(folder, first, last, actor="pipeline"):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HEALTH_PREDICT_SETTINGS": str(ROOT / "settings.ini")}
+    return subprocess.Popen([sys.executable, "-c", WRITER, str(folder), str(first), str(last), actor], env=environment, stderr=subprocess.PIPE)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A storage with a log, and what its two files hold."""
+    tree = tree_at(tmp_path_factory.mktemp("audit"))
+    for n in range(LINES): record(tree, "decision", n, {"severity": "minor", "auroc": .7 + n / 1000, "thresholds": {"minor": .05}})
+    return tree, {name: (tree.audit / name).read_bytes() for name in ("log.jsonl", "head.json")}
+
+
+def fault(kept, log=None, head=None):
+    """What `verify` says of the files as changed."""
+    tree, files = kept
+    (tree.audit / "log.jsonl").write_bytes(files["log.jsonl"] if log is None else log)
+    (tree.audit / "head.json").write_bytes(files["head.json"] if head is None else head)
+    with pytest.raises(AuditError) as e: verify(tree)
+    return str(e.value)
+
+
+def test_an_untouched_log_is_whole(kept):
+    tree, files = kept
+    for name, content in files.items(): (tree.audit / name).write_bytes(content)
+    assert verify(tree) == {"entries": LINES, "head": entries(tree)[-1]["hash"]}
+
+
+@given(data=st.data(), name=st.sampled_from(["log.jsonl", "head.json"]), new=st.integers(0, 255))
+@hypothesis_settings(max_examples=300, deadline=None)
+def test_any_changed_byte_is_found(kept, data, name, new):
+    content = bytearray(kept[1][name])
+    place = data.draw(st.integers(0, len(content) - 1))
+    assume(content[place] != new)
+    content[place] = new
+    said = fault(kept, **{"log" if name == "log.jsonl" else "head": bytes(content)})
+    if name == "log.jsonl" and new != 10 and place < len(content) - 1 and content[place] != 10 and kept[1][name][place] != 10:
+        assert f"line {kept[1][name][:place].count(10) + 1} was changed" in said
+
+
+@given(cut=st.integers(0, 10_000), more=st.binary(min_size=1, max_size=40))
+@hypothesis_settings(max_examples=100, deadline=None)
+def test_a_cut_or_lengthened_tail_is_found(kept, cut, more):
+    log = kept[1]["log.jsonl"]
+    fault(kept, log=log[:cut % len(log)])
+    fault(kept, log=log + more)
+
+
+@pytest.mark.parametrize("a", range(LINES))
+@pytest.mark.parametrize("b", range(LINES))
+def test_lines_taken_out_put_in_and_moved_are_named(kept, a, b):
+    lines = kept[1]["log.jsonl"].splitlines(keepends=True)
+    said = fault(kept, log=b"".join(o for n, o in enumerate(lines) if n != a))
+    assert f"entry {a + 1} is missing" in said
+    doubled = fault(kept, log=b"".join([*lines[:b], lines[a], *lines[b:]]))
+    assert f"line {a + 2 if a == b else b + 1} was added" in doubled
+    if a < b:
+        lines[a], lines[b] = lines[b], lines[a]
+        assert f"line {a + 1} was moved: it holds entry {b + 1}, and entry {a + 1} is on line {b + 1}" in fault(kept, log=b"".join(lines))
+
+
+def test_a_line_written_anew_with_a_right_hash_breaks_the_chain(kept):
+    lines = kept[1]["log.jsonl"].splitlines()
+    forge = lambda line: sealed({k: v for k, v in {**unsealed(line), "actor": "nobody"}.items() if k != "hash"}).encode()
+    assert "line 3 doesn't follow line 2" in fault(kept, log=b"\n".join([*lines[:1], forge(lines[1]), *lines[2:], b""]))
+    assert "written anew" in fault(kept, log=b"\n".join([*lines[:-1], forge(lines[-1]), b""]))
+    following = sealed({**{k: v for k, v in unsealed(lines[-1]).items() if k != "hash"}, "seq": LINES + 1, "former": unsealed(lines[-1])["hash"]})
+    assert f"line {LINES + 1} was added" in fault(kept, log=kept[1]["log.jsonl"] + following.encode() + b"\n")
+
+
+def test_a_missing_head_or_log_is_found_and_a_noted_hash_tells_another_chain(tmp_path):
+    tree = tree_at(tmp_path)
+    assert verify(tree)["entries"] == 0
+    noted = record(tree, "decision", 0, {})["hash"]
+    assert verify(tree, known=noted[:8])["entries"] == 1
+    (tree.audit / "head.json").rename(tmp_path / "head.json")
+    with pytest.raises(AuditError, match=r"head.json is missing"): verify(tree)
+    with pytest.raises(AuditError, match=r"head.json is missing"): record(tree, "decision", 1, {})
+    (tree.audit / "log.jsonl").unlink()    # both gone: nothing in this folder can tell
+    record(tree, "decision", 1, {})
+    with pytest.raises(AuditError, match=f"no entry has the hash {noted}"): verify(tree, known=noted)
+
+
+def test_torn_at_any_byte_the_next_append_finishes_the_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)    # hundreds of appends, no power cut among them
+    tree = tree_at(tmp_path)
+    record(tree, "decision", 0, {"a": 1})
+    before, log = read_head(tree.audit), (tree.audit / "log.jsonl").read_bytes()
+    record(tree, "decision", 1, {"b": 2})
+    whole = (tree.audit / "log.jsonl").read_bytes()
+    line = whole[len(log):-1].decode()
+    for written in range(len(line) + 2):
+        (tree.audit / "log.jsonl").write_bytes(whole[:len(log) + written])
+        write_head(tree.audit, {**before, "next": line})
+        assert verify(tree)["entries"] == 1    # interrupted is not damaged
+        again = record(tree, *(("decision", 1, {"b": 2}) if written % 2 else ("promote", 1, {})))
+        assert (tree.audit / "log.jsonl").read_bytes().startswith(whole)
+        assert verify(tree)["entries"] == again["seq"] == (2 if written % 2 else 3)
+    write_head(tree.audit, {**before, "next": line})
+    (tree.audit / "log.jsonl").write_bytes(log + b"{else")    # what was not announced is not mended
+    with pytest.raises(AuditError, match="line 2 was added"): record(tree, "promote", 1, {})
+
+
+def test_killed_again_and_again_a_rerun_has_each_entry_once_in_order(tmp_path):
+    tree, wanted = tree_at(tmp_path), 80
+    for pause in (.0, .03, .06, .1):
+        child = writer(tmp_path, 0, wanted)
+        count = lambda: len(entries(tree)) if tree.audit.is_dir() else 0
+        start, patience = count(), time.monotonic() + 30
+        while child.poll() is None and count() == start and time.monotonic() < patience: time.sleep(.005)
+        time.sleep(pause)
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        verify(tree)
+    child = writer(tmp_path, 0, wanted)
+    assert child.communicate()[1] == b"" and child.returncode == 0
+    assert [o["batch"] for o in entries(tree)] == list(range(wanted)) and verify(tree)["entries"] == wanted
+
+
+def test_two_writers_at_once(tmp_path):
+    children = [writer(tmp_path, 0, 40, "a@ward"), writer(tmp_path, 20, 60, "b@ward")]
+    for o in children: assert o.communicate()[1] == b""
+    found = entries(tree_at(tmp_path))
+    assert sorted(o["batch"] for o in found) == list(range(60)) and [o["seq"] for o in found] == list(range(1, 61))
+    assert verify(tree_at(tmp_path))["entries"] == 60
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+                    lambda o: st.lists(o, max_size=3) | st.dictionaries(st.text(), o, max_size=3), max_leaves=8))
+@hypothesis_settings(max_examples=50, deadline=None)
+def test_each_value_has_one_spelling(value):
+    text = canonical(value)
+    assert canonical(json.loads(text)) == text and json.loads(text) == value and text.isascii() and "\n" not in text
+
+
+@pytest.mark.parametrize("details", [{"x": float("nan")}, {"x": Path("y")}, {"x": {1, 2}}])
+def test_what_is_not_plain_data_is_refused_and_leaves_no_trace(tmp_path, details):
+    tree = tree_at(tmp_path)
+    with pytest.raises(AuditError, match="not plain data"): record(tree, "decision", 0, details)
+    assert entries(tree) == []
+
+
+def test_command_line_shows_and_verifies(tmp_path, monkeypatch):
+    monkeypatch.setenv("HEALTH_PREDICT_STORAGE", str(tmp_path))
+    tree = tree_at(tmp_path)
+    for n in range(3): record(tree, "decision" if n else "promote", n, {"action": "record"}, actor="ward@host")
+    run = lambda *words: CliRunner().invoke(cli.app, ["audit", *words])
+    assert len(run("show").stdout.splitlines()) == 3 and "ward@host decision batch 2: action record" in run("show", "--last", "1").stdout
+    assert [json.loads(o)["batch"] for o in run("show", "--kind", "decision", "--json").stdout.splitlines()] == [1, 2]
+    assert run("verify").stdout.startswith("the audit log is whole: 3 entries")
+    log = tree.audit / "log.jsonl"
+    log.write_text(log.read_text().replace("ward@host", "nurse@host", 1))
+    refused = run("verify")
+    assert isinstance(refused.exception, HealthPredictError) and cli.exit_code(refused.exception) == 4 and "line 1 was changed" in str(refused.exception)
