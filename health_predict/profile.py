@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'MOST_LEVELS', 'GRID', 'FORMAT', 'Level', 'CATEGORY', 'EMPTY', 'ProfileError', 'groups_of', 'code_level',
-           'level_of', 'ordered', 'Counts', 'collect', 'tally', 'count_numbers', 'count_values', 'count_probabilities',
-           'Profile', 'merge', 'profile', 'parsed', 'profile_chunk', 'profile_file', 'profile_files', 'pack', 'unpack',
-           'as_json', 'from_json', 'profile_digest', 'write_profile', 'read_profile']
+           'level_of', 'ordered', 'Spread', 'Counts', 'collect', 'tally', 'count_numbers', 'count_values',
+           'count_probabilities', 'Profile', 'merge', 'profile', 'parsed', 'profile_chunk', 'profile_file',
+           'profile_files', 'pack', 'unpack', 'as_json', 'from_json', 'profile_digest', 'write_profile', 'read_profile']
 
 # %% ../nbs/library/19_profile.ipynb #b6bc4600
 import base64, re, zlib
@@ -66,18 +66,8 @@ def ordered(levels:Iterable[Level]) -> list[Level]:
     return sorted(known-{None})+[None]*(None in known)
 
 # %% ../nbs/library/19_profile.ipynb #194f94a0
-@dataclass(frozen=True, eq=False)
-class Counts:
-    "How often each level of one field occurs, in each group of patients."
-    levels:list[Level]    # in order; each occurs
-    table:np.ndarray      # (levels, GROUPS)
-
-    @cached_property
-    def totals(self) -> np.ndarray: return self.table.sum(1)    # (levels,)
-
-    @cached_property
-    def rows(self) -> int: return int(self.totals.sum())
-
+class Spread:
+    "What counts by group tell of chance, as far as it is asked for; each needs `table`, `totals` and `rows`."
     @cached_property
     def groups(self) -> int: return int(np.count_nonzero(self.table.any(0)))    # of patients, that have encounters
 
@@ -105,6 +95,19 @@ class Counts:
         "The mean design effect of cumulative shares."
         below, share = np.cumsum(self.spread, axis=0)[:-1], np.cumsum(self.totals)[:-1]/self.rows
         return max(1., float(np.vdot(below, below)*self.rows/(share*(1-share)).sum())) if len(share) else 1.
+
+# %% ../nbs/library/19_profile.ipynb #463476fa
+@dataclass(frozen=True, eq=False)
+class Counts(Spread):
+    "How often each level of one field occurs, in each group of patients."
+    levels:list[Level]    # in order; each occurs
+    table:np.ndarray      # (levels, GROUPS)
+
+    @cached_property
+    def totals(self) -> np.ndarray: return self.table.sum(1)    # (levels,)
+
+    @cached_property
+    def rows(self) -> int: return int(self.totals.sum())
 
     @cached_property
     def clinical(self) -> "Counts":

@@ -42,6 +42,29 @@ def to_decision(project, batch):
     return project.run("ploomber", "build", "--env--batch", str(batch), "--partially", "decide")
 
 
+def test_drift_that_cannot_be_told_is_a_failed_stage(two):
+    kept = next((two.storage / "reference").iterdir())
+    kept.write_text(kept.read_text().replace('"totals": [\n', '"totals": [\n     1,\n', 1))
+    done = two.run("health-predict", "run", "--batch", "1")
+    assert done.returncode == 1 and "failed at drift" in done.stderr and "damaged" in done.stderr
+    assert not (two.storage / "runs" / "1" / "decision.json").exists()
+    kept.unlink()                                            # it is made again from the encounters of the time
+    assert to_decision(two, 1).returncode == 0
+    assert read(two.storage / "runs" / "1" / "drift.json")["severity"] == "none" and kept.is_file()
+
+
+def on_record(project):
+    """Severity and share of each batch's drift run in MLflow."""
+    done = project.run("python", "-c", """
+import json
+from health_predict.registry import mlflow_client
+from health_predict.settings import load_settings
+with mlflow_client(load_settings()) as client:
+    runs = client.search_runs([client.get_experiment_by_name("health-predict").experiment_id], "tags.kind = 'drift'")
+    print(json.dumps({r.data.tags["batch"]: [r.data.tags["severity"], r.data.metrics.get("drift/share")] for r in runs}))""")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def test_a_batch_is_judged_told_and_on_record(two):
     run = two.storage / "runs"
     first = read(run / "0" / "drift.json")
@@ -65,26 +88,3 @@ def test_a_batch_is_judged_told_and_on_record(two):
     assert len(page) < 1_000_000 and 'href="drift.evidently.html"' in page and (run / "2" / "3_drift.evidently.html").is_file()
     assert not re.search(r"Warning|Traceback", page) and "Since when" in page
     assert on_record(two) == {"0": ["first", None], "1": ["none", 0.0], "2": [stormy["severity"], stormy["share"]]}
-
-
-def on_record(project):
-    """Severity and share of each batch's drift run in MLflow."""
-    done = project.run("python", "-c", """
-import json
-from health_predict.registry import mlflow_client
-from health_predict.settings import load_settings
-with mlflow_client(load_settings()) as client:
-    runs = client.search_runs([client.get_experiment_by_name("health-predict").experiment_id], "tags.kind = 'drift'")
-    print(json.dumps({r.data.tags["batch"]: [r.data.tags["severity"], r.data.metrics.get("drift/share")] for r in runs}))""")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_drift_that_cannot_be_told_is_a_failed_stage(two):
-    kept = next((two.storage / "reference").iterdir())
-    kept.write_text(kept.read_text().replace('"totals": [\n', '"totals": [\n     1,\n', 1))
-    done = two.run("health-predict", "run", "--batch", "1")
-    assert done.returncode == 1 and "failed at drift" in done.stderr and "damaged" in done.stderr
-    assert not (two.storage / "runs" / "1" / "decision.json").exists()
-    kept.unlink()                                            # it is made again from the encounters of the time
-    assert to_decision(two, 1).returncode == 0
-    assert read(two.storage / "runs" / "1" / "drift.json")["severity"] == "none" and kept.is_file()
