@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Share', 'Percent', 'Severity', 'SHORT', 'FILE_VARIABLE', 'HealthPredictError', 'SettingsError', 'Section',
            'StorageSettings', 'DataSettings', 'IngestSettings', 'SplitSettings', 'ModelSettings', 'SearchSettings',
-           'ThresholdSettings', 'EvaluateSettings', 'GateSettings', 'DriftSettings', 'BreakerSettings',
-           'MlflowSettings', 'AlertSettings', 'split_commas', 'read_environment', 'settings_file', 'read_ini',
-           'Settings', 'explain', 'load_settings', 'SectionView']
+           'ThresholdSettings', 'EvaluateSettings', 'GateSettings', 'DriftSettings', 'RespondSettings',
+           'BreakerSettings', 'MlflowSettings', 'AlertSettings', 'split_commas', 'read_environment', 'settings_file',
+           'read_ini', 'Settings', 'explain', 'load_settings', 'SectionView']
 
 # %% ../nbs/library/00_settings.ipynb #bd314632
 import configparser, difflib, os
@@ -108,6 +108,17 @@ class DriftSettings(Section):
     major: Share = Field(0.30, description="Drift is major from this share of flagged fields on; share")
     domain_rows: Annotated[int, Field(ge=200)] = Field(8000, description="Encounters of each side that the domain classifier looks at, at most; rows")
 
+class RespondSettings(Section):
+    policy: Literal["system", "always", "never"] = Field("system",
+        description="Who decides about training: this system, or always or never train; system, always or never")
+    auroc_drop: Share = Field(0.03,
+        description="Fall of the AUROC, by outcomes that have come in, that counts as concept drift where its interval excludes 0; AUROC")
+    calibration_error: Share = Field(0.05, description="Calibration error, by outcomes that have come in, from which on the champion is recalibrated; ECE")
+    min_news: Annotated[float, Field(ge=0)] = Field(0.15,
+        description="Encounters with new outcomes that a training needs, over those that the champion learnt from; share")
+    force_retrain: bool = Field(False, description="Train whatever the drift and the circuit breaker say; the gate still decides; true or false")
+    dry_run: bool = Field(False, description="Decide, report, and do nothing about it; true or false")
+
 class BreakerSettings(Section):
     failures: PositiveInt = Field(3, description="Retrainings in a row that fail or are rejected until retraining stops; count")
     cool_down: PositiveInt = Field(2, description="Batches without retraining before one more try; count")
@@ -197,6 +208,7 @@ class Settings(BaseSettings):
     evaluate: EvaluateSettings = EvaluateSettings()
     gate: GateSettings = GateSettings()
     drift: DriftSettings = DriftSettings()
+    respond: RespondSettings = RespondSettings()
     breaker: BreakerSettings = BreakerSettings()
     alert: AlertSettings = AlertSettings()
     mlflow: MlflowSettings = MlflowSettings()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'READS', 'StageError', 'imported', 'import_graph', 'library_digest', 'incoming_state', 'earlier_state',
-           'history_state', 'champion_state', 'drifts_state', 'inputs', 'Run', 'open_stage', 'earlier_encounters',
-           'any_synthetic', 'encounters']
+           'history_state', 'champion_state', 'drifts_state', 'breaker_state', 'inputs', 'Run', 'open_stage',
+           'earlier_encounters', 'end_here', 'any_synthetic', 'encounters']
 
 # %% ../nbs/library/27_stage.ipynb #31648251
 import ast
@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from . import breaker
 from .cohort import labelled_batches
+from .report import Page
 from .settings import HealthPredictError, Settings, SectionView, load_settings
 from .storage import Tree, champion, digest, file_digest, numbered, read_json
 
@@ -68,11 +70,17 @@ def champion_state(settings:Settings, batch:int):
     return (champion(Tree(settings), before=batch) or {"digest": "none"})["digest"]
 
 def drifts_state(settings:Settings, batch:int):
-    "What earlier batches found of drift, and the profile of batch 0."
+    "What earlier batches found of drift and decided, and the profile of batch 0."
     tree = Tree(settings)
-    return {b: file_digest(tree.run(b)/"drift.json") for b in numbered(tree.runs) if b<batch}, batch and file_digest(tree.run(0)/"profile.json")
+    return {b: [file_digest(tree.run(b)/o) for o in ("drift.json", "decision.json")]
+            for b in numbered(tree.runs) if b<batch}, batch and file_digest(tree.run(0)/"profile.json")
 
-READS = {"incoming": incoming_state, "earlier": earlier_state, "history": history_state, "champion": champion_state, "drifts": drifts_state}
+def breaker_state(settings:Settings, batch:int):
+    "The circuit breaker as this batch finds it."
+    return vars(breaker.state(Tree(settings), settings.breaker, batch))
+
+READS = {"incoming": incoming_state, "earlier": earlier_state, "history": history_state, "champion": champion_state, "drifts": drifts_state,
+         "breaker": breaker_state}
 
 # %% ../nbs/library/27_stage.ipynb #7850b273
 def inputs(
@@ -105,6 +113,12 @@ def earlier_encounters(run:Run) -> frozenset[int]:
     "encounter_id of everything that earlier batches brought."
     files = [run.tree.run(b)/"encounters.parquet" for b in numbered(run.tree.runs) if b<run.batch]
     return frozenset(e for f in files if f.is_file() for e in pd.read_parquet(f, columns=["encounter_id"]).encounter_id.tolist())
+
+def end_here() -> Page:
+    "Where a stage has nothing more to do: the cells below it run nothing, and its page ends here."
+    from IPython import get_ipython
+    get_ipython().input_transformers_cleanup.append(lambda lines: [])
+    return Page("<p data-end></p>", "The stage ends here; the cells below do nothing until the kernel is restarted.")
 
 def any_synthetic(run:Run, batches:list[int]) -> bool:
     "Whether one of these batches was made up."

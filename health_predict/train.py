@@ -146,16 +146,17 @@ def train_target(
     target:str, families:tuple[str, ...], # any or 30d; families to try
     train:tuple[np.ndarray, np.ndarray], validation:tuple[np.ndarray, np.ndarray], # (X, y) each
     rule:ThresholdSettings, seed:int=7, n_threads:int=0,
+    parameters:Mapping[str, Mapping]=HYPERPARAMETERS, # Of each family
 )->Fitted: # The family with the best AUROC on validation patients
     "Fit, calibrate and compare the families for one target."
     from time import perf_counter
     scores, trials = {}, []
     for family in families:
         start = perf_counter()
-        scores[family] = raw_log_odds(fit(family, *train, seed, n_threads), validation[0])
-        trials.append({"target": target, "family": family, "parameters": HYPERPARAMETERS[family], "seconds": round(perf_counter()-start, 2),
+        scores[family] = raw_log_odds(fit(family, *train, seed, n_threads, parameters[family]), validation[0])
+        trials.append({"target": target, "family": family, "parameters": dict(parameters[family]), "seconds": round(perf_counter()-start, 2),
                        "validation": judge(target, scores[family], validation[1], rule)[2]})
     best = best_of(trials)["family"]
-    fitted = settle(target, best, HYPERPARAMETERS[best], scores[best], train, validation, rule, seed, n_threads)
+    fitted = settle(target, best, parameters[best], scores[best], train, validation, rule, seed, n_threads)
     fitted.trials = trials
     return fitted
