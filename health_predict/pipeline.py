@@ -145,7 +145,8 @@ def batch_finished(dag) -> None:
     "Publish a batch whose stages are all done, and tell people where it calls for it."
     settings, batch = load_settings(), batch_of(dag)
     publish_batch(settings, batch)
-    for o in what_to_tell(settings, batch): send(settings, o)
+    if "publish" in list(dag):    # not a build up to some stage
+        for o in what_to_tell(settings, batch): send(settings, o)
 
 def what_to_tell(settings:Settings, batch:int) -> list[Alert]:
     "The alerts that a batch calls for: severe drift, a model that ranks worse, a rejected challenger, a breaker that has opened."

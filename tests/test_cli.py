@@ -13,7 +13,7 @@ def test_doctor_sees_a_damaged_champion_and_a_bad_database(project):
     (project.storage / "models" / "champion.json").write_text('{"version": 1, "digest": "00", "path": "gone", "batch": 0, "since": "now", "former": []}')
     done = project.run("health-predict", "doctor", HEALTH_PREDICT_DATA="nowhere.csv")
     assert done.returncode == 1
-    assert "FAULT data" in done.stdout and "nowhere.csv" in done.stdout and "manifest.json can.t be read" in done.stdout
+    assert "FAULT data" in done.stdout and "nowhere.csv" in done.stdout and "manifest.json can't be read" in done.stdout
 
 
 def test_exit_codes(project, cohort_file):

@@ -83,7 +83,7 @@ def test_a_batch_is_judged_told_and_on_record(two):
     assert stormy["reference"]["digest"] == digest and stormy["reference"]["batches"] == [0] and stormy["domain_auroc"]["low"] > .9
     decision = read(run / "2" / "decision.json")
     assert set(decision) >= {"severity", "action", "reasons", "thresholds", "breaker", "forced", "dry_run"}
-    assert decision["severity"] == stormy["severity"] and decision["thresholds"]["psi"] == .1 and "race" in " ".join(decision["reasons"])
+    assert decision["severity"] == stormy["severity"] and decision["thresholds"]["drift"]["psi"] == .1 and "race" in " ".join(decision["reasons"])
     page = (run / "2" / "3_drift.html").read_text()
     assert len(page) < 1_000_000 and 'href="drift.evidently.html"' in page and (run / "2" / "3_drift.evidently.html").is_file()
     assert not re.search(r"Warning|Traceback", page) and "Since when" in page

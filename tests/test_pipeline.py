@@ -173,8 +173,8 @@ def test_challenger_takes_over_and_can_be_taken_back(small, cohort_file):
     champion = small.storage / "models" / "champion.json"
     small.build(1)
     assert read(champion)["version"] == 1    # no new outcomes, the same model
-    assert "is the champion already" in read(small.storage / "runs" / "1" / "promotion.json")["reason"]
-    small.build(2)
+    assert read(small.storage / "runs" / "1" / "promotion.json")["reason"] == "nothing new was trained"
+    small.build(2, HEALTH_PREDICT_RESPOND__FORCE_RETRAIN="true")
     gate = read(small.storage / "runs" / "2" / "evaluation.json")["gate"]
     assert gate["verdict"] == "promote" and {o["check"] for o in gate["checks"]} >= {"size", "ranking", "calibration"}
     assert (read(champion)["version"], read(champion)["batch"]) == (2, 2)
@@ -193,9 +193,9 @@ def test_challenger_takes_over_and_can_be_taken_back(small, cohort_file):
 
 def test_stage_sees_only_declared_settings(small):
     pipeline = small.folder / "pipeline.yaml"
-    pipeline.write_text(pipeline.read_text().replace("settings: [model, search, threshold]", "settings: [model, search]"))
+    pipeline.write_text(pipeline.read_text().replace("settings: [data, split, model, search, threshold]", "settings: [data, split, model, search]"))
     done = small.run("health-predict", "run")
-    assert done.returncode == 1 and "reads [threshold] but declares ['model', 'search']" in done.stderr
+    assert done.returncode == 1 and "reads [threshold] but declares ['data', 'split', 'model', 'search']" in done.stderr
 
 
 def test_unknown_batch_is_explained(small):
