@@ -8,10 +8,11 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 5000
+API_PORT ?= 8000
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
-.PHONY: help run test lab mlflow doctor lock check clean
+.PHONY: help run test serve lab mlflow doctor lock check clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +35,9 @@ run: $(VENV)/.ready  ## Environment, data, pipeline on batch 0
 
 test: $(VENV)/.ready  ## The tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+serve: $(VENV)/.ready  ## The API, its pages and the reports, on port 8000 (API_PORT)
+	@$(BIN)/health-predict serve --port $(API_PORT)
 
 lab: $(VENV)/.ready  ## JupyterLab on the notebooks, with nbdev's git hooks set
 	@$(BIN)/nbdev-install-hooks

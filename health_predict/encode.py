@@ -8,7 +8,6 @@ __all__ = ['MISSING', 'VIEWS', 'Key', 'FeatureError', 'as_is', 'view', 'join', '
 
 # %% ../nbs/library/08_encode.ipynb #d086ef06
 from collections.abc import Mapping
-from functools import cache
 
 import numpy as np
 
@@ -21,7 +20,6 @@ class FeatureError(HealthPredictError):
 
 MISSING = "missing"
 
-@cache
 def as_is(value:str) -> str:
     "The value itself."
     return value

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ADMISSION_TYPES', 'DISPOSITIONS', 'SOURCES', 'AGES', 'WEIGHTS', 'DOSES', 'DRUGS', 'DIAGNOSES', 'NOT_MEASURED',
-           'BEFORE_DRUGS', 'AFTER_DRUGS', 'FIELDS', 'LABEL', 'IDENTIFIERS', 'INPUTS', 'NUMBERS', 'MISSING', 'WHOLE',
-           'WORDS', 'FieldError', 'Rule', 'whole', 'parse', 'expected', 'say']
+           'BEFORE_DRUGS', 'AFTER_DRUGS', 'FIELDS', 'LABEL', 'TARGETS', 'EXCLUDED_DISPOSITIONS', 'IDENTIFIERS',
+           'INPUTS', 'NUMBERS', 'MISSING', 'WHOLE', 'WORDS', 'FieldError', 'Rule', 'whole', 'parse', 'expected', 'say']
 
 # %% ../nbs/library/01_fields.ipynb #b5a13aa2
 import re
@@ -92,6 +92,8 @@ AFTER_DRUGS = (
 # %% ../nbs/library/01_fields.ipynb #7f421da7
 FIELDS = {o.name: o for o in (*BEFORE_DRUGS, *(Rule(d, "closed", d, "drug", DOSES) for d in DRUGS), *AFTER_DRUGS)}
 LABEL = "readmitted"
+TARGETS = {"any": "readmitted at any time", "30d": "readmitted within 30 days"}
+EXCLUDED_DISPOSITIONS = (11, 13, 14, 19, 20, 21)   # died, or discharged to hospice: can't be readmitted
 IDENTIFIERS = tuple(o.name for o in FIELDS.values() if o.kind=="identifier")
 INPUTS = tuple(o.name for o in FIELDS.values() if o.kind not in ("identifier", "label"))   # what a model may look at
 NUMBERS = tuple(o.name for o in FIELDS.values() if o.kind in ("integer", "code", "identifier"))

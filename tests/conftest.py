@@ -1,12 +1,20 @@
 """Small fixtures: a synthetic cohort, a copy of the project to run commands in, and the real data set where it is at hand."""
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import psutil
 import pytest
+import requests
 
+from health_predict.fields import INPUTS
 from health_predict.schema import check_file
 from health_predict.settings import SHORT
 from health_predict.synthetic import write_cohort
@@ -21,7 +29,7 @@ def pytest_collection_modifyitems(items):
     """Tests that share a costly fixture run in one process, so that it is made once."""
     for item in items:
         for shared in ("built", "lab"):
-            if shared in item.fixturenames: item.add_marker(pytest.mark.xdist_group(shared))
+            if shared in item.fixturenames: item.add_marker(pytest.mark.xdist_group(shared))    # `server` is built on `built`
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +96,92 @@ def built(tmp_path_factory):
     made.environment |= {"HEALTH_PREDICT_DATA__SYNTHETIC_ROWS": "12000", "HEALTH_PREDICT_EVALUATE__BOOTSTRAP": "200"}
     made.ran = made.build()
     return made
+
+
+class Server:
+    """A real server: gunicorn's master and its workers, on a port of its own."""
+    def __init__(self, project: Project, storage: Path, **serving: str):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        self.url, self.storage, self.log = f"http://127.0.0.1:{port}", storage, storage / f"server-{port}.log"
+        named = {f"HEALTH_PREDICT_SERVING__{k.upper()}": str(v) for k, v in ({"reload": 0.1, "workers": 1} | serving).items()}
+        environment = project.environment | {"HEALTH_PREDICT_STORAGE": str(storage)} | named
+        program = [str(Path(sys.executable).parent / "health-predict"), "serve", "--port", str(port)]
+        self.started = time.monotonic()
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(program, cwd=project.folder, env=environment, stdout=log, stderr=log)
+
+    def wait(self, path: str = "/health/ready", status: int = 200) -> float:
+        """Wait until it answers as it should; says after how many seconds it did."""
+        while time.monotonic() - self.started < 60:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                if requests.get(self.url + path, timeout=5).status_code == status: return time.monotonic() - self.started
+            except requests.ConnectionError: time.sleep(.02)
+        raise AssertionError(self.log.read_text())
+
+    @property
+    def workers(self) -> list[psutil.Process]: return psutil.Process(self.process.pid).children()
+
+    def get(self, path: str, **options) -> requests.Response: return requests.get(self.url + path, timeout=60, **options)
+
+    def post(self, path: str, **options) -> requests.Response: return requests.post(self.url + path, timeout=600, **options)
+
+    def stop(self) -> int:
+        """Stop it as an operator does; gives its exit code."""
+        if self.process.poll() is None: self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def models(built, tmp_path_factory):
+    """Storage with the models and reports of the built project, for one's own use: call it with a name."""
+    def made(name: str) -> Path:
+        storage = tmp_path_factory.mktemp(name)
+        for part in ("models", "reports"): shutil.copytree(built.storage / part, storage / part)
+        (storage / "runs" / "0").mkdir(parents=True)
+        shutil.copy(built.storage / "runs" / "0" / "promotion.json", storage / "runs" / "0")
+        return storage
+    return made
+
+
+@pytest.fixture(scope="session")
+def serve(built):
+    """Start servers, which are stopped at the end."""
+    servers = []
+    def start(storage: Path, **serving: str) -> Server:
+        servers.append(Server(built, storage, **serving))
+        return servers[-1]
+    yield start
+    for o in servers: o.process.terminate()
+    for o in servers: o.stop()
+
+
+@pytest.fixture(scope="session")
+def server(serve, models):
+    """A server that tests share; it serves the built project's champion."""
+    made = serve(models("server"), workers=2)
+    made.wait()
+    return made
+
+
+@pytest.fixture(scope="session")
+def cohort(built): return pd.read_parquet(built.storage / "runs" / "0" / "cohort.parquet")
+
+
+def as_request(row: dict) -> dict:
+    """An encounter of the cohort as a client would send it."""
+    return {k: None if row[k] != row[k] else row[k].item() if isinstance(row[k], np.generic) else row[k] for k in INPUTS}
+
+
+@pytest.fixture(scope="session")
+def encounter(cohort): return as_request(cohort.iloc[0].to_dict())
+
+
+def faults(answer: requests.Response, status: int = 422) -> dict[str, str]:
+    """The fields that an error names, with what it says."""
+    assert answer.status_code == status, (answer.status_code, answer.text)
+    body = answer.json()
+    assert set(body) == {"detail", "request_id"} and all(set(o) == {"loc", "msg", "type"} for o in body["detail"])
+    return {str(o["loc"][-1]) if o["loc"] else "": o["msg"] for o in body["detail"]}

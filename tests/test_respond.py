@@ -29,7 +29,8 @@ def years(tmp_path_factory):
     write_encounters(incoming / "1.csv", fewer)
     write_encounters(incoming / "2.csv", frame.iloc[8000:])
     project.environment |= {"HEALTH_PREDICT_MODEL__FAMILIES": "logistic", "HEALTH_PREDICT_EVALUATE__BOOTSTRAP": "100", "HEALTH_PREDICT_GATE__MIN_ROWS": "300",
-                            "HEALTH_PREDICT_GATE__RESAMPLES": "200", "HEALTH_PREDICT_RESPOND__AUROC_DROP": "0.3"}    # whoever comes back less is also told apart less
+                            "HEALTH_PREDICT_GATE__RESAMPLES": "200",
+                            "HEALTH_PREDICT_RESPOND__AUROC_DROP": "0.3"}    # who comes back by chance only is told apart less well, too
     project.build(0)
     project.build(1)
     return project
