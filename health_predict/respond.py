@@ -75,6 +75,9 @@ def decide(
             reasons.append(f"but outcomes of only {new['share']:.0%} as many encounters as the champion learnt from have come in since; "
                            f"a training pays from {rule.min_news:.0%} on")
         elif not breaker[0]: action, reasons = "watch", [*reasons, f"but {breaker[1]}"]
+    expected = [t for t,o in performance.get("estimate", {}).items() if o["fall"]>rule.auroc_drop]
+    reasons += [f"{TARGETS[t]}: by the predicted risks themselves an AUROC of {performance['estimate'][t]['auroc']:.3f} is to be expected on this batch, "
+                f"{performance['estimate'][t]['fall']:.3f} less than on the test patients; there is nothing to learn from it yet" for t in expected]
     off = [t for t,o in performance["targets"].items() if o["ece"]["value"]>rule.calibration_error]
     if off and action not in TRAININGS and rule.policy=="system":
         action = "recalibrate"
@@ -85,7 +88,7 @@ def decide(
     return {"batch": found["batch"], "due": performance["due"], "severity": severity, "drift": found["severity"],
         "action": action, "act": act, "alarm": found["alarm"], "reasons": reasons,
         "news": dict(new), "breaker": {"allowed": breaker[0], "words": breaker[1]}, "forced": rule.force_retrain, "dry_run": rule.dry_run,
-        "tell": {"concept": "urgent", "major": "warning"}.get(severity)}
+        "tell": "urgent" if severity=="concept" or expected else {"major": "warning"}.get(severity)}
 
 # %% ../nbs/library/30_respond.ipynb #7b79f5ec
 def hand_over_champion(

