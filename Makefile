@@ -12,7 +12,7 @@ API_PORT ?= 8000
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
-.PHONY: help run test serve lab mlflow doctor lock check clean
+.PHONY: help run test serve lab mlflow docs doctor lock check release-check clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ lab: $(VENV)/.ready  ## JupyterLab on the notebooks, with nbdev's git hooks set
 mlflow: $(VENV)/.ready  ## MLflow's page on what ran
 	@$(BIN)/health-predict mlflow --port $(PORT)
 
+docs: $(VENV)/.ready  ## The guide to read offline: README, how-tos, notebooks with their values
+	@$(BIN)/health-predict docs
+
 doctor: $(VENV)/.ready  ## What is missing, and what to do
 	@$(BIN)/health-predict doctor
 
@@ -58,6 +61,17 @@ check: $(VENV)/.ready  ## Library and notebooks in step, and clean
 	@$(BIN)/nbdev-clean
 	@$(BIN)/ruff check
 	@git diff --exit-code --stat -- nbs health_predict
+
+# What a user will install, installed: the wheel in an environment of its own answers, and names what it lacks.
+release-check: $(VENV)/.ready  ## Build wheel and source archive, install the wheel afresh, ask it
+	rm -rf dist $(VENV)/release
+	$(BIN)/uv build --quiet --out-dir dist
+	$(BIN)/uvx --quiet twine check --strict dist/*
+	$(BIN)/uv venv --quiet --python $(PYTHON) $(VENV)/release
+	VIRTUAL_ENV=$(CURDIR)/$(VENV)/release $(BIN)/uv pip install --quiet dist/*.whl
+	cd $(VENV)/release && bin/health-predict --version && bin/health-predict data synthetic 200 cohort.csv
+	cd $(VENV)/release && bin/python -c "from health_predict.schema import check_file; assert len(check_file('cohort.csv').rows)==200; from health_predict.api import create_app"
+	tar tf dist/*.tar.gz | grep -q nbs/library/ && tar tf dist/*.tar.gz | grep -q pipeline.yaml
 
 clean:  ## Remove the environment; storage stays
 	rm -rf $(VENV)

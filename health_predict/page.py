@@ -46,13 +46,13 @@ def up_to_the_end(nb):
     return nb
 
 class ReportExporter(HTMLExporter):
-    "nbconvert's HTML exporter with this package's template; `error` is what failed after the notebook ran."
-    def __init__(self, error:str|None=None, **options):
+    "nbconvert's HTML exporter with this package's template; `error` is what failed after the notebook ran, `guide` shows the code."
+    def __init__(self, error:str|None=None, guide:bool=False, **options):
         super().__init__(template_name="report", extra_template_basedirs=[str(TEMPLATES)], exclude_anchor_links=True, **options)
-        self.error = error
+        self.error, self.guide = error, guide
 
     def from_notebook_node(self, nb, resources=None, **options):
-        report = {"title": title(nb), "batch": parameters(nb).get("batch"), "error": self.error or first_error(nb), "version": __version__,
+        report = {"title": title(nb), "batch": parameters(nb).get("batch"), "error": self.error or first_error(nb), "version": __version__, "guide": self.guide,
                   "style": (TEMPLATES/"style.css").read_text(encoding="utf-8")}
         return super().from_notebook_node(up_to_the_end(nb), {**(resources or {}), "report": report}, **options)
 

@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['CHUNK_BYTES', 'FileRefused', 'check_header', 'sniff', 'Reading', 'CountingFile', 'not_utf8', 'open_csv', 'csv_chunks',
-           'check_end', 'parquet_chunks', 'check_column', 'check_chunk', 'Checked', 'check_file', 'with_rows', 'refuse']
+           'tables', 'check_end', 'parquet_chunks', 'check_column', 'check_chunk', 'Checked', 'check_file', 'with_rows',
+           'refuse']
 
 # %% ../nbs/library/03_schema.ipynb #ced62951
+from codecs import getincrementaldecoder
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,11 +63,13 @@ class Reading:
     ends_with_newline: bool = True
 
 class CountingFile:
-    "A binary file that counts its lines as it is read."
+    "A binary file that counts its lines as it is read; raises `UnicodeDecodeError` where it is no UTF-8."
     closed = False
-    def __init__(self, path:Path, reading:Reading): self.file, self.reading, self.last = open(path, "rb"), reading, b""
+    def __init__(self, path:Path, reading:Reading):
+        self.file, self.reading, self.last, self.decoder = open(path, "rb"), reading, b"", getincrementaldecoder("utf-8")()
     def read(self, n:int=-1) -> bytes:
         data = self.file.read(n)
+        self.decoder.decode(data, final=not data)
         self.reading.lines += data.count(b"\n")
         if data: self.last = data[-1:]
         self.reading.ends_with_newline = self.last==b"\n"
@@ -82,12 +87,12 @@ def not_utf8(path:Path) -> FileRefused:
     return FileRefused(f"{path} is not UTF-8; save it as UTF-8")
 
 # %% ../nbs/library/03_schema.ipynb #de8bafca
-def open_csv(path:Path, names:list[str], reading:Reading):
+def open_csv(file:CountingFile, names:list[str], reading:Reading):
     "A reader of a CSV in chunks of text columns; lines with a wrong number of values are noted in `reading`."
     def wrong_length(row):
         reading.short.append((row.number, row.actual_columns, row.text))
         return "skip"
-    return pa.csv.open_csv(pa.PythonFile(CountingFile(path, reading), mode="r"),
+    return pa.csv.open_csv(pa.PythonFile(file, mode="r"),
         read_options=pa.csv.ReadOptions(use_threads=False, block_size=CHUNK_BYTES, column_names=names),
         parse_options=pa.csv.ParseOptions(invalid_row_handler=wrong_length, ignore_empty_lines=False),
         convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False))
@@ -96,17 +101,22 @@ def open_csv(path:Path, names:list[str], reading:Reading):
 def csv_chunks(path:Path, reading:Reading) -> Iterator[tuple[np.ndarray, pa.Table]]: # Line numbers (rows,), text columns
     "The rows of a CSV as text, with their line numbers, in chunks; refuses a file that ends in the middle of a row."
     names, line, rows = sniff(path), 1, 0
-    try: reader = open_csv(path, names, reading)
-    except pa.ArrowInvalid as e: raise (not_utf8(path) if "UTF8" in str(e) else FileRefused(f"{path}: {e}")) from None
-    while True:
-        try: table = pa.Table.from_batches([reader.read_next_batch()])
-        except StopIteration: break
-        except pa.ArrowInvalid as e: raise (not_utf8(path) if "UTF8" in str(e) else FileRefused(f"{path}: {e}")) from None
-        short = {o[0] for o in reading.short}    # Arrow reads ahead: some of them lie beyond this chunk
-        numbers = np.array([o for o in range(line, line+len(table)+len(short)) if o not in short][:len(table)], dtype=np.int64)
-        line, rows = int(numbers[-1])+1 if len(numbers) else line, rows+len(table)
-        yield (numbers[1:], table.slice(1)) if len(numbers) and numbers[0]==1 else (numbers, table)
+    with closing(CountingFile(path, reading)) as file:
+        for table in tables(path, file, names, reading):
+            short = {o[0] for o in reading.short}    # Arrow reads ahead: some of them lie beyond this chunk
+            numbers = np.array([o for o in range(line, line+len(table)+len(short)) if o not in short][:len(table)], dtype=np.int64)
+            line, rows = int(numbers[-1])+1 if len(numbers) else line, rows+len(table)
+            yield (numbers[1:], table.slice(1)) if len(numbers) and numbers[0]==1 else (numbers, table)
     check_end(path, reading, rows+len(reading.short))
+
+def tables(path:Path, file:CountingFile, names:list[str], reading:Reading) -> Iterator[pa.Table]:
+    "What Arrow reads; a file that it can't read is refused."
+    try:
+        reader = open_csv(file, names, reading)
+        while True: yield pa.Table.from_batches([reader.read_next_batch()])
+    except StopIteration: return
+    except UnicodeDecodeError: raise not_utf8(path) from None
+    except pa.ArrowInvalid as e: raise FileRefused(f"{path}: {e}") from None
 
 # %% ../nbs/library/03_schema.ipynb #e306aeb4
 def check_end(path:Path, reading:Reading, rows:int) -> None:

@@ -1,0 +1,46 @@
+"""The guide: every page is there, every link leads somewhere, nothing comes from elsewhere, and the API shows it."""
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from health_predict.guide import sources, write_guide
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def guide(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("storage") / "guide"
+    write_guide(ROOT, folder, run=False)
+    return folder
+
+
+def test_every_page_is_there_and_every_link_leads_to_one(guide):
+    pages = {p.name: p.read_text(encoding="utf-8") for p in guide.iterdir()}
+    assert set(pages) == {f"{name}.html" for name in sources(ROOT)}
+    for name, page in pages.items():
+        leads = re.findall(r'<a[^>]* href="([^"]+)"', page)
+        assert leads and not [o for o in leads if ":" not in o and not o.startswith("#") and o.partition("#")[0] not in pages], name
+        assert not re.search(r'<(script|link|iframe)|<img[^>]* src="(?!data:)', page), name
+
+
+def test_every_page_can_be_reached_from_the_first(guide):
+    seen, new = set(), {"index.html"}
+    while new:
+        seen |= new
+        new = {o for n in new for o in re.findall(r'href="(\w+\.html)', (guide / n).read_text(encoding="utf-8"))} - seen
+    assert seen == {p.name for p in guide.iterdir()}
+
+
+def test_the_api_shows_it(serve, models, guide):
+    storage = models("guided")
+    server = serve(storage)
+    server.wait()
+    missing = server.get("/docs/guide/")
+    assert missing.status_code == 404 and "make docs" in missing.text
+    shutil.copytree(guide, storage / "guide")
+    assert "<h1" in server.get("/docs/guide/").text
+    assert "May the challenger take over?" in server.get("/docs/guide/gate.html").text
+    for name in ("..%2fmodels%2fchampion.json", "nothing", "%2e%2e"): assert server.get(f"/docs/guide/{name}").status_code == 404, name
