@@ -36,6 +36,12 @@ Percent = Annotated[int, Field(ge=1, le=98)]
 class StorageSettings(Section):
     root: str = Field("storage", description="Folder of the storage tree: incoming files, quarantine, labels, models, reports")
     runs: str = Field("", description="Folder of each batch's products and executed notebooks; empty: runs in the storage folder")
+    remote: str = Field("", pattern=r"^(s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?|file:///.+|/.+)?$",
+        description="Where the tree is kept besides: s3://bucket/prefix or another folder; what is there counts, this machine may be lost; empty: nowhere")
+    encryption: Literal["AES256", "aws:kms", "none"] = Field("AES256", description="How S3 encrypts what is put there; AES256, aws:kms or none")
+    kms_key: str = Field("", description="Key for aws:kms; its id or ARN, empty: the account's own")
+    attempts: PositiveInt = Field(6, description="Tries for each request to S3, with longer and longer waits between them; count")
+    timeout: Annotated[float, Field(gt=0)] = Field(10, description="Wait for S3 to answer; seconds")
 
 class DataSettings(Section):
     source: str = Field("", description="The encounters: .csv, .zip, .gz or .parquet, local or s3://bucket/key; empty: cache, then download, then synthetic")
@@ -125,7 +131,9 @@ class BreakerSettings(Section):
     cool_down: PositiveInt = Field(2, description="Batches without retraining before one more try; count")
 
 class MlflowSettings(Section):
-    tracking_uri: str = Field("", description="MLflow server or database; empty: SQLite in the storage folder")
+    tracking_uri: str = Field("", description="MLflow server or database, as postgresql://user@host/database; empty: SQLite in the storage folder")
+    artifacts: str = Field("", description="Where a new experiment keeps its models, as s3://bucket/prefix; empty: the server chooses, or beside the records")
+    timeout: Annotated[float, Field(gt=0)] = Field(10, description="Wait for the MLflow server or its database to answer; seconds")
     experiment: str = Field("health-predict", description="MLflow experiment; name")
     model: str = Field("health-predict", description="MLflow registered model; name")
 
@@ -175,7 +183,8 @@ class AlertSettings(Section):
 
 # %% ../nbs/library/00_settings.ipynb #1818a371
 SHORT = {"HEALTH_PREDICT_DATA": "HEALTH_PREDICT_DATA__SOURCE", "HEALTH_PREDICT_RUNS": "HEALTH_PREDICT_STORAGE__RUNS",
-    "HEALTH_PREDICT_STORAGE": "HEALTH_PREDICT_STORAGE__ROOT", "MLFLOW_TRACKING_URI": "HEALTH_PREDICT_MLFLOW__TRACKING_URI"}
+    "HEALTH_PREDICT_STORAGE": "HEALTH_PREDICT_STORAGE__ROOT", "HEALTH_PREDICT_REMOTE": "HEALTH_PREDICT_STORAGE__REMOTE",
+    "MLFLOW_TRACKING_URI": "HEALTH_PREDICT_MLFLOW__TRACKING_URI"}
 FILE_VARIABLE = "HEALTH_PREDICT_SETTINGS"   # names another settings file
 LISTS = ("families", "keys")
 
