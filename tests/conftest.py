@@ -100,13 +100,13 @@ def built(tmp_path_factory):
 
 class Server:
     """A real server: gunicorn's master and its workers, on a port of its own."""
-    def __init__(self, project: Project, storage: Path, **serving: str):
+    def __init__(self, project: Project, storage: Path, environment: dict | None = None, **serving: str):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
         self.url, self.storage, self.log = f"http://127.0.0.1:{port}", storage, storage / f"server-{port}.log"
         named = {f"HEALTH_PREDICT_SERVING__{k.upper()}": str(v) for k, v in ({"reload": 0.1, "workers": 1} | serving).items()}
-        environment = project.environment | {"HEALTH_PREDICT_STORAGE": str(storage)} | named
+        environment = project.environment | {"HEALTH_PREDICT_STORAGE": str(storage)} | named | (environment or {})
         program = [str(Path(sys.executable).parent / "health-predict"), "serve", "--port", str(port)]
         self.started = time.monotonic()
         with open(self.log, "wb") as log:
@@ -150,8 +150,8 @@ def models(built, tmp_path_factory):
 def serve(built):
     """Start servers, which are stopped at the end."""
     servers = []
-    def start(storage: Path, **serving: str) -> Server:
-        servers.append(Server(built, storage, **serving))
+    def start(storage: Path, environment: dict | None = None, **serving: str) -> Server:
+        servers.append(Server(built, storage, environment, **serving))
         return servers[-1]
     yield start
     for o in servers: o.process.terminate()

@@ -37,6 +37,18 @@ def test_answer_keeps_its_names(server, encounter):
     assert set(body["risks"]) == {"any", "30d"}
 
 
+def test_short_way_and_long_way_answer_alike(server, encounter):
+    """The plain request goes past Flask; the same one with a character set goes through it. Nobody can tell."""
+    answers = [server.post("/predict", data=json.dumps(encounter | {"shoe_size": 43}), headers={"Content-Type": kind, "X-Request-ID": "r-1"})
+        for kind in ("application/json", "application/json; charset=utf-8")]
+    assert answers[0].content == answers[1].content
+    short, long = ({k: v for k, v in o.headers.items() if k not in ("Date", "Connection")} for o in answers)
+    assert short == long
+    for body in (b"{", b"[]", json.dumps(encounter | {"age": "banana"}).encode()):
+        said = [server.post("/predict", data=body, headers={"Content-Type": kind, "X-Request-ID": "r-2"}) for kind in ("application/json", "application/json;x=1")]
+        assert said[0].status_code == 422 and said[0].content == said[1].content
+
+
 def test_hyphens_and_underscores_count_alike(server, encounter):
     """A diagnosis counts, whichever way its name is written."""
     without = encounter | {"diag_1": None, "diag_2": None, "diag_3": None}

@@ -126,6 +126,36 @@ def test_damaged_bundles_are_refused_and_the_old_model_stays(refusing, second, e
     until(lambda: not server.get("/health").json()["reload_problem"])
 
 
+def test_one_alert_tells_of_a_refused_champion(serve, models, second, encounter):
+    """Three workers refuse it, again and again; people hear of it once."""
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+    said = []
+
+    class Chat(BaseHTTPRequestHandler):
+        def do_POST(self):
+            said.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args): pass
+
+    with HTTPServer(("127.0.0.1", 0), Chat) as chat:
+        threading.Thread(target=chat.serve_forever, daemon=True).start()
+        storage, digest = models("alerted"), second[1]
+        server = serve(storage, {"HEALTH_PREDICT_ALERT__WEBHOOK_URL": f"http://127.0.0.1:{chat.server_port}/x"}, workers=3, reload=.1)
+        server.wait()
+        until(lambda: metric(server, "model_reloads_total") == 3)
+        shutil.copytree(second[0], storage / "models" / digest[:16])
+        (storage / "models" / digest[:16] / "encoder.json").write_text("{}")
+        lead(storage, digest, 2)
+        until(lambda: metric(server, "model_reload_failures_total") >= 3 and said)
+        until(lambda: '"waiting": []' in (storage / "state" / "alerts.json").read_text())
+        assert server.post("/predict", json=encounter).json()["model_version"] == 1
+        server.stop()
+        chat.shutdown()
+    assert len(said) == 1 and "refused" in said[0] and "encoder.json changed" in said[0] and "health-predict rollback" in said[0]
+
+
 def test_storage_away_and_back(two, encounter, tmp_path):
     server, _, other = two
     models = server.storage / "models"
