@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RegistryError', 'tracking_uri', 'mlflow_client', 'experiment_id', 'find_run', 'flat', 'log_run', 'record',
-           'find_version', 'register', 'promote', 'may_lead', 'load_champion', 'folder_of', 'rollback']
+           'find_version', 'register', 'place', 'promote', 'may_lead', 'load_champion', 'folder_of', 'rollback']
 
 # %% ../nbs/library/28_registry.ipynb #3a685c04
 import shutil
@@ -114,6 +114,20 @@ def register(client, settings:Settings, run:str, folder:Path, digest:str, batch:
     return client.create_model_version(settings.mlflow.model, logged.model_uri, run_id=run, model_id=logged.model_id,
         tags={"digest": digest, "batch": str(batch)})
 
+# %% ../nbs/library/28_registry.ipynb #1e9f708f
+def place(
+    settings:Settings, folder:Path, # `storage`; a finished bundle
+    entry:Mapping, batch:int, # From `record`, and the batch that made it
+)->Path: # models/<digest>
+    "Put a registered bundle where servers look, once; nothing points to it yet."
+    digest, tree = verify(folder)["digest"], Tree(settings)
+    target = tree.models/digest[:16]
+    if not target.is_dir():
+        with atomic(target) as temporary: shutil.copytree(folder, temporary)
+    known = {"version": entry["version"], "run_id": entry["run_id"], "digest": digest, "batch": batch}
+    if not (note := target.with_suffix(".json")).is_file() or read_json(note)!=known: write_json(note, known)
+    return target
+
 # %% ../nbs/library/28_registry.ipynb #4f84259e
 def promote(
     settings:Settings, # `storage` and `mlflow`
@@ -137,11 +151,16 @@ def promote(
 def may_lead(
     tree:Tree, batch:int, digest:str, # The batch, and its finished bundle's digest
     gate:Mapping, # The gate's verdict on it, against the champion that stood before the batch
+    deployment:Mapping|None=None, # What came of its deployment, where it was tried
 )->tuple[bool, str]: # Whether it is to be champion, and why, in words
-    "Whether a batch's model takes charge. A rerun of an old batch never displaces a newer champion."
+    "Whether a batch's model takes charge. A rerun of an old batch never displaces a newer champion. Raises `RegistryError` where nothing would answer."
     now = champion(tree)
     if now and now["digest"]==digest: return True, "it is the champion already"
     if now and now["batch"]>batch: return False, f"version {now['version']} of the later batch {now['batch']} is in charge"
+    if deployment and deployment["verified"] is False:
+        said = f"it failed where it was to answer: {'; '.join(deployment['reasons'])}"
+        if not now: raise RegistryError(f"there is no champion, and the first one can't take charge: {said}; mend that and run the batch again")
+        return False, said
     return gate["verdict"]=="promote", "; ".join(gate["reasons"])
 
 def load_champion(settings:Settings) -> Bundle:

@@ -6,8 +6,9 @@
 __all__ = ['Share', 'Percent', 'Key', 'Rate', 'Severity', 'SHORT', 'FILE_VARIABLE', 'LISTS', 'HealthPredictError',
            'SettingsError', 'Section', 'StorageSettings', 'DataSettings', 'IngestSettings', 'SplitSettings',
            'ModelSettings', 'SearchSettings', 'ThresholdSettings', 'EvaluateSettings', 'GateSettings', 'DriftSettings',
-           'RespondSettings', 'BreakerSettings', 'MlflowSettings', 'ServingSettings', 'AlertSettings', 'split_commas',
-           'read_environment', 'settings_file', 'read_ini', 'Settings', 'explain', 'load_settings', 'SectionView']
+           'RespondSettings', 'BreakerSettings', 'MlflowSettings', 'ServingSettings', 'DeploySettings', 'AlertSettings',
+           'split_commas', 'read_environment', 'settings_file', 'read_ini', 'Settings', 'explain', 'load_settings',
+           'SectionView']
 
 # %% ../nbs/library/00_settings.ipynb #bd314632
 import configparser, difflib, os
@@ -158,6 +159,28 @@ class ServingSettings(Section):
     log_rotate: Annotated[float, Field(gt=0)] = Field(300, description="Time after which a file of predictions is closed; seconds")
     graceful: PositiveInt = Field(30, description="Time that running requests have when the server stops; seconds")
 
+# %% ../nbs/library/00_settings.ipynb #c8c17c8c
+class DeploySettings(Section):
+    context: str = Field("", description="Kubernetes context to deploy to; in-cluster inside a pod; empty: no cluster, a server on this machine stands in")
+    kubeconfig: str = Field("", description="File that has the context; empty: KUBECONFIG, or ~/.kube/config")
+    namespace: str = Field("health-predict", description="Kubernetes namespace; name")
+    registry: str = Field("", description="Image registry, such as 123456789012.dkr.ecr.eu-west-1.amazonaws.com; empty: images are not pushed")
+    image: str = Field("health-predict-api", description="Repository of the API's image in the registry; name")
+    dockerfile: str = Field("docker/api.Dockerfile", description="What the image is built by; file in the repository")
+    manifests: str = Field("k8s/overlays/minikube", description="Kustomize folder that up applies; empty: applied by hand")
+    minikube: bool = Field(False, description="Start Minikube on up and stop it on down; true or false")
+    ready: Annotated[float, Field(gt=0)] = Field(60, description="Longest time until a server on this machine is ready; seconds")
+    rollout: Annotated[float, Field(gt=0)] = Field(300, description="Longest time until all pods are ready, or have taken a new model; seconds")
+    timeout: Annotated[float, Field(gt=0)] = Field(10, description="Longest wait for one answer of a server or of the Kubernetes API; seconds")
+    patience: Annotated[float, Field(gt=0)] = Field(60, description="How long a Kubernetes API that is away is waited for; seconds")
+    smoke_rows: PositiveInt = Field(20, description="Known encounters whose scores are compared; count")
+    smoke_limit: Annotated[float, Field(gt=0)] = Field(60, description="Longest time for all smoke tests of one server; seconds")
+    canary_rows: PositiveInt = Field(200, description="Recent requests that the canary answers again; count")
+    canary_errors: Share = Field(0.0, description="Recent requests that the canary may fail to answer at most; share")
+    canary_shift: Share = Field(0.2, description="Mean difference of its scores to the champion's that the canary may have at most; probability")
+    key: SecretStr = Field("", validate_default=True,
+        description="API key that smoke tests send where [serving] keys are set; better in HEALTH_PREDICT_DEPLOY__KEY")
+
 # %% ../nbs/library/00_settings.ipynb #44d4896d
 Severity = Literal["info", "warning", "urgent"]
 
@@ -245,6 +268,7 @@ class Settings(BaseSettings):
     alert: AlertSettings = AlertSettings()
     mlflow: MlflowSettings = MlflowSettings()
     serving: ServingSettings = ServingSettings()
+    deploy: DeploySettings = DeploySettings()
 
     @classmethod
     def settings_customise_sources(cls, settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings):

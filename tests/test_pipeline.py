@@ -6,7 +6,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-STAGES = ["ingest", "features", "drift", "decide", "train", "evaluate", "promote", "publish"]
+STAGES = ["ingest", "features", "drift", "decide", "train", "evaluate", "deploy", "promote", "publish"]
 
 
 def read(path): return json.loads(path.read_text())
@@ -21,6 +21,13 @@ def test_batch_0_ends_with_a_champion_and_its_reports(built):
     found = read(built.storage / "runs" / "0" / "evaluation.json")
     assert found["any"]["auroc"]["low"] > .6     # the synthetic truth is found (0.68 is the best possible)
     assert found["any"]["f1"]["value"] > found["baselines"]["any"]["everyone readmitted"]["f1"]
+
+
+def test_first_model_is_tried_before_it_takes_charge(built):
+    tried = read(built.storage / "runs" / "0" / "deployment.json")
+    assert (tried["where"], tried["verified"], tried["reasons"], tried["version"], tried["batch"]) == ("local", True, [], 1, 0)
+    assert [o["check"] for o in tried["checks"]] == ["ready", "digest", "version", "scores", "speed", "refusals", "explanation"]
+    assert all(o["passed"] for o in tried["checks"])
 
 
 def test_reports_are_clean_and_open_offline(built):
@@ -96,9 +103,9 @@ def test_a_change_re_runs_what_depends_on_it_and_the_rest_stays(small):
         path.write_text(path.read_text().replace(old, new, 1))
         return [name for name, ran in small.build().items() if ran]
 
-    assert touched(library / "card.py", "Not a medical device.", "Not a medical device!") == ["evaluate", "promote", "publish"]
+    assert touched(library / "card.py", "Not a medical device.", "Not a medical device!") == ["evaluate", "deploy", "promote", "publish"]
     assert touched(library / "calibrate.py", '"""', '"""Then: ') == STAGES[2:]    # predictions are watched too
-    assert touched(small.folder / "settings.ini", "confidence = 0.95", "confidence = 0.9") == ["evaluate", "promote", "publish"]
+    assert touched(small.folder / "settings.ini", "confidence = 0.95", "confidence = 0.9") == ["evaluate", "deploy", "promote", "publish"]
     assert touched(library / "doctor.py", '"""', '"""Then: ') == []                  # no stage uses it
     assert touched(small.folder / "settings.ini", "rows = 20000", "rows = 20001") == STAGES
     assert read(small.storage / "models" / "champion.json")["digest"] != digest       # the card is part of the model
@@ -174,10 +181,16 @@ def test_challenger_takes_over_and_can_be_taken_back(small, cohort_file):
     small.build(1)
     assert read(champion)["version"] == 1    # no new outcomes, the same model
     assert read(small.storage / "runs" / "1" / "promotion.json")["reason"] == "nothing new was trained"
-    small.build(2, HEALTH_PREDICT_RESPOND__FORCE_RETRAIN="true")
+    small.environment["HEALTH_PREDICT_RESPOND__FORCE_RETRAIN"] = "true"
+    small.build(2, HEALTH_PREDICT_DEPLOY__READY="0.01")    # it passes the gate, and then no server is ready with it in time
+    tried = read(small.storage / "runs" / "2" / "deployment.json")
+    assert (tried["verified"], tried["version"], read(champion)["version"]) == (False, 2, 1) and "not ready within 0.01 s" in tried["reasons"][0]
+    assert "failed where it was to answer" in read(small.storage / "runs" / "2" / "promotion.json")["reason"]
+    small.build(2)    # tried again, under the version that it has already
     gate = read(small.storage / "runs" / "2" / "evaluation.json")["gate"]
     assert gate["verdict"] == "promote" and {o["check"] for o in gate["checks"]} >= {"size", "ranking", "calibration"}
     assert (read(champion)["version"], read(champion)["batch"]) == (2, 2)
+    del small.environment["HEALTH_PREDICT_RESPOND__FORCE_RETRAIN"]
 
     assert "version 1 of batch 0, back from version 2" in small.run("health-predict", "rollback").stdout
     assert (read(champion)["version"], read(champion)["rolled_back"]) == (1, 2)
