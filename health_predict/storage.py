@@ -97,7 +97,7 @@ class Tree:
         self.runs = settings.path(settings.storage.runs) if settings.storage.runs else self.root/"runs"
 
     def __getattr__(self, name:str) -> Path:
-        if name not in ("incoming", "quarantine", "labels", "reference", "models", "reports", "audit", "state", "cache"): raise AttributeError(name)
+        if name not in ("incoming", "quarantine", "labels", "reference", "models", "reports", "audit", "state", "cache", "logs"): raise AttributeError(name)
         return self.root/name
 
     def run(self, batch:int) -> Path:

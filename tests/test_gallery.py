@@ -212,9 +212,9 @@ def test_after_pruning_everything_goes_on_as_before(project, tmp_path_factory):
 
     files = lambda: {o.relative_to(project.storage) for o in project.storage.rglob("*") if o.is_file()}
     before = files()
-    said = command("reports", "prune", "--keep", "1", "--dry-run")
+    said = command("report", "prune", "--keep", "1", "--dry-run")
     assert said.returncode == 0 and "batch 1:" in said.stdout and "batch 0" not in said.stdout and files() == before
-    done = command("reports", "prune", "--keep", "1")
+    done = command("report", "prune", "--keep", "1")
     assert done.returncode == 0, done.stderr
     gone = before - files()
     assert gone and all(o.parts[:2] in (("runs", "1"), ("reports", "1")) for o in gone)
