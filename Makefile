@@ -78,7 +78,7 @@ release-check: $(VENV)/.ready  ## Build wheel and source archive, install the wh
 	tar tf dist/*.tar.gz | grep -q nbs/library/ && tar tf dist/*.tar.gz | grep -q pipeline.yaml
 
 # The same files from the same commit: times are the commit's, compiled files are checked by content.
-ENGINE ?= $(if $(shell command -v docker),docker buildx build --output type=docker$(comma)rewrite-timestamp=true,buildah bud --format docker --timestamp $(EPOCH))
+ENGINE ?= $(if $(shell docker info >/dev/null 2>&1 && echo yes),docker buildx build --output type=docker$(comma)rewrite-timestamp=true,buildah bud --format docker --timestamp $(EPOCH))
 EPOCH = $(shell git log -1 --format=%ct)
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' health_predict/__init__.py)
 comma := ,
@@ -101,6 +101,7 @@ lint: $(VENV)/.ready  ## Dockerfiles, manifests, workflow and code, by hadolint,
 	$(TOOL) bandit@1.9.4 --quiet --recursive --severity-level medium --configfile pyproject.toml health_predict
 
 audit: $(VENV)/.ready  ## Known vulnerabilities of what is pinned, and its licences
+	@mkdir -p build
 	for o in requirements.lock docker/api.lock docker/pipeline.lock; do $(TOOL) pip-audit@2.10.1 --strict --disable-pip --require-hashes -r $$o; done
 	$(TOOL) pip-licenses@5.5.5 --python $(BIN)/python --from=mixed --partial-match --allow-only "$$(sed '/^#/d' docker/licences | paste -sd ';')" \
 	  --ignore-packages health-predict $$(sed -n 's/^# read: //p' docker/licences) > build/licences.txt

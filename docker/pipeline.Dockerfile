@@ -36,6 +36,7 @@ WORKDIR /app
 ENV PATH=/opt/health-predict/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
+    USER=health-predict \
     HEALTH_PREDICT_STORAGE=/storage
 USER 10001:10001
 HEALTHCHECK NONE

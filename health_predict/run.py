@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'ANSI', 'SAID', 'MARK', 'GRACE', 'log', 'COUNTS', 'ADVICE', 'kind_of', 'errors_in', 'chain', 'errors_of',
-           'marked', 'end_all', 'die_with', 'child', 'Attempt', 'start', 'lines', 'follow', 'failure', 'attempt',
-           'show_stopped', 'Again', 'tried', 'entry_of', 'run_batch', 'fail', 'noted', 'note_gap', 'what_to_tell',
-           'tell_all', 'sweep', 'figures', 'Stopped', 'stoppable', 'at_run', 'on_purpose', 'turns', 'run', 'Failed',
-           'Away', 'raise_failed']
+           'marked', 'end_all', 'ChampionError', 'mend_champion', 'restored_record', 'restore_bundle', 'die_with',
+           'child', 'Attempt', 'start', 'lines', 'follow', 'failure', 'told_mended', 'attempt', 'show_stopped', 'Again',
+           'tried', 'entry_of', 'run_batch', 'fail', 'noted', 'note_gap', 'what_to_tell', 'tell_all', 'sweep',
+           'figures', 'Stopped', 'stoppable', 'at_run', 'on_purpose', 'turns', 'run', 'Failed', 'Away', 'raise_failed']
 
 # %% ../nbs/library/47_run.ipynb #b60b790e
 import ctypes, json, logging, os, re, select, shutil, signal, socket, subprocess, sys, threading, time, traceback
@@ -16,19 +16,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import import_module
+from pathlib import Path
 from uuid import uuid4
 
 from . import audit, breaker
 from .alert import Alert, send
 from .events import Journal, now, ping, write_metrics
 from .settings import HealthPredictError, Settings, load_settings
-from .storage import StorageError, Tree, champion, read_json
-from .turn import Held, RunError, Turn, Unwritable, is_aside, keep, lock, newest, next_turn, published, read_kept, version_of
+from .storage import StorageError, Tree, atomic, champion, read_json, write_json
+from .turn import Busy, Held, RunError, Turn, Unwritable, is_aside, keep, lock, newest, next_turn, published, read_kept, version_of
 
 # %% ../nbs/library/47_run.ipynb #16ca8385
 KINDS = (    # kind, the error's name, what its text says; a pattern each
     ("batch", r"FileRefused|ContractError|FieldError|LabelError|BundleError|GateError", ""),
-    ("site", r"SettingsError|StageError|DataError|PermissionError|MemoryError|NoCredentialsError|PartialCredentialsError|NotADirectoryError", ""),
+    ("outage", r"RemoteAway|RemoteChanged", ""),
+    ("site", r"SettingsError|StageError|DataError|ChampionError|AuditError|Remote\w*|PermissionError|MemoryError|NotADirectoryError|\w*CredentialsError", ""),
     ("site", r"OSError|StorageError", r"\[[Ee]rrno (5|13|28|30|122)\]|No space left|Read-only file system|Disk quota"),
     ("site", r"\w*(Operational|Database|Programming)Error|RegistryError|MlflowException",
         r"disk is full|readonly database|unable to open database|disk I/O error|authentication failed|role .* does not exist|Permission denied|No space left"),
@@ -101,6 +103,56 @@ def end_all(run:str) -> int: # How many there were
     return len(first)
 
 # %% ../nbs/library/47_run.ipynb #0958b5e2
+class ChampionError(RunError):
+    "The champion is damaged and can't be put back."
+
+def mend_champion(settings:Settings) -> str: # What was put back, in words; empty: it was whole
+    "Hold the champion to its digest, and put back what was damaged; raises `ChampionError`."
+    from health_predict.bundle import BundleError, verify
+    tree = Tree(settings)
+    file, copy, said = tree.models/"champion.json", tree.state/"champion.json", []
+    if not file.is_file() and not copy.is_file(): return ""
+    try:
+        known = read_json(file)
+        known["digest"], known["path"], known["former"], known["batch"]
+    except (StorageError, KeyError, TypeError, UnicodeDecodeError):
+        known = restored_record(tree, copy)
+        write_json(file, known)
+        said.append("champion.json")
+    try: verify(tree.models/known["path"], known["digest"])
+    except BundleError:
+        restore_bundle(settings, known)
+        said.append(f"the bundle of version {known['version']}")
+    if not copy.is_file() or copy.read_bytes()!=file.read_bytes(): write_json(copy, known)
+    return " and ".join(said)
+
+def restored_record(tree:Tree, copy:Path) -> dict:
+    "The copy of `champion.json`, if the audit log agrees."
+    changes = [o for o in audit.entries(tree) if o["kind"] in ("promotion", "promote", "rollback")]
+    try: kept = read_json(copy)
+    except StorageError: kept = {}
+    if not changes or kept.get("digest")!=changes[-1]["details"]["digest"]:
+        raise ChampionError(f"{tree.models/'champion.json'} is damaged, and {copy} isn't the champion that the audit log knows; restore it from a backup")
+    return kept
+
+# %% ../nbs/library/47_run.ipynb #269f8e8d
+def restore_bundle(settings:Settings, now:Mapping) -> None:
+    "Put a champion's bundle back, from its batch's products or from MLflow."
+    from health_predict.bundle import BundleError, verify
+    from health_predict.registry import folder_of
+    tree = Tree(settings)
+    folder = tree.models/now["path"]
+    if folder.is_dir(): folder.rename(folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.old"))
+    try:
+        source = tree.run(now["batch"])/"bundle"
+        try: verify(source, now["digest"])
+        except BundleError: source = folder_of(settings, now["version"])[0]
+        verify(source, now["digest"])
+        with atomic(folder) as temporary: shutil.copytree(source, temporary)
+    except HealthPredictError as e:
+        raise ChampionError(f"{folder} is damaged and can't be put back ({e}); restore it from a backup, or: health-predict rollback") from e
+
+# %% ../nbs/library/47_run.ipynb #f4f460c4
 def die_with(parent:int) -> None:
     "Have this process killed when its parent is (Linux)."
     if sys.platform=="linux": ctypes.CDLL(None).prctl(1, signal.SIGKILL)    # PR_SET_PDEATHSIG
@@ -112,7 +164,10 @@ def child(task:str) -> None:
     given = json.loads(task)
     die_with(given["parent"])
     say = lambda **event: os.write(given["pipe"], json.dumps(event).encode()+b"\n")
-    try: say(event="built", seconds=build(load_settings(), given["batch"], given["force"], lambda stage: say(event="began", stage=stage)))
+    try:
+        settings = load_settings()
+        if mended := mend_champion(settings): say(event="mended", what=mended)
+        say(event="built", seconds=build(settings, given["batch"], given["force"], lambda stage: say(event="began", stage=stage)))
     except Exception as e:
         if not isinstance(e, HealthPredictError): traceback.print_exc()
         say(event="failed", module=type(e).__module__, name=type(e).__name__, text=str(e), errors=chain(e))
@@ -173,6 +228,7 @@ def follow(
             closed("stage finished")
             stage, since = last["stage"], time.monotonic()
             tell("stage started", stage=stage)
+        elif last["event"]=="mended": told_mended(settings, batch, last["what"], tell)
         else: break
     closed("stage finished" if last and last["event"]=="built" else "stage failed")
     if last and last["event"]=="built": return Attempt(last["seconds"] and {k: seconds.get(k, v) for k,v in last["seconds"].items()})
@@ -190,6 +246,13 @@ def failure(settings:Settings, batch:int, seconds:dict, stage:str|None, said:Map
     if said["module"].startswith("health_predict."): error = getattr(import_module(said["module"]), said["name"])(said["text"])
     else: error = RunError(f"batch {batch}: {inner[-1] if inner else said['errors'][0]}")
     return Attempt(seconds, stage, str(error), kind_of([*said["errors"], *inner]), error)
+
+def told_mended(settings:Settings, batch:int, what:str, tell:Callable) -> None:
+    "Put on record that the champion was put back, and tell people to look at the disk."
+    tell("champion mended", what=what)
+    noted(Tree(settings), "champion mended", batch, {"what": what, "at": now()})
+    send(settings, Alert("urgent", f"The champion was damaged: {what} was put back", f"mended {now()}", batch,
+        advice="Look at the disk: files there changed by themselves."))
 
 def attempt(settings:Settings, held:Held, run:str, turn:Turn, force:bool, ends:float, tell:Callable) -> Attempt:
     "Build a batch once."
@@ -404,6 +467,7 @@ def turns(settings:Settings, batches:Iterable[int]|None, everything:bool) -> Ite
     tree = Tree(settings)
     for b in batches or []: yield on_purpose(tree, b)
     while batches is None:
+        if settings.storage.remote: import_module("health_predict.mirror").pull(settings)    # what has arrived elsewhere
         turn = next_turn(settings, read_kept(tree))
         yield turn
         if turn.batch is None or not everything: return
@@ -433,6 +497,12 @@ def run(
         send(settings, Alert("urgent", "A run could not begin: its folder can't be written", "begin",
             advice="Free the disk, or mend the folder's rights: health-predict doctor"))
         ping(settings, "/fail")
+        raise
+    except HealthPredictError as e:
+        if isinstance(e, Busy): raise
+        send(settings, Alert("urgent", "A run stopped before its next batch", f"stopped {type(e).__name__}", advice="What it says: health-predict run",
+            figures={"error": type(e).__name__}))
+        if kind_of(chain(e))=="outage": raise Away(str(e)) from e
         raise
 
 # %% ../nbs/library/47_run.ipynb #2a041480

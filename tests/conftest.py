@@ -24,6 +24,12 @@ PARTS = ("health_predict", "nbs", ".jupyter", "pipeline.yaml", "env.yaml", "sett
 NOWHERE = "http://127.0.0.1:9"    # a proxy that isn't there: no test can reach a network
 
 
+def pytest_addoption(parser):
+    """For tests/faults."""
+    parser.addoption("--kills", type=int, default=3, help="kills at random instants")
+    parser.addoption("--kill-seed", type=int, default=7, help="which instants")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Tests that share a costly fixture run in one process, so that it is made once."""

@@ -71,7 +71,8 @@ def test_no_setting_is_invented_by_service_links(objects):
 
 def test_settings_in_the_manifests_are_settings():
     from health_predict.settings import Settings
-    known = {f"HEALTH_PREDICT_{s}__{k}".upper() for s, f in Settings.model_fields.items() for k in f.annotation.model_fields} | {"HEALTH_PREDICT_STORAGE__REMOTE"}
+    known = {f"HEALTH_PREDICT_{s}__{k}".upper() for s, f in Settings.model_fields.items() for k in f.annotation.model_fields}
+    known.add("HEALTH_PREDICT_STORAGE__REMOTE")
     for folder in ("overlays/minikube", "overlays/cluster"): assert set(one(rendered(folder), "ConfigMap")["data"]) <= known
 
 
@@ -89,7 +90,7 @@ def test_names_that_deploy_relies_on(minikube):
     deployment, service = one(minikube, "Deployment", "health-predict-api"), one(minikube, "Service", "health-predict-api")
     assert deployment["metadata"]["namespace"] == one(minikube, "Namespace")["metadata"]["name"] == "health-predict"
     container = one([{"kind": "c", "metadata": {"name": "api"}} | c for c in deployment["spec"]["template"]["spec"]["containers"]], "c")
-    assert container["name"] == "api" and {"name": "http", "containerPort": 8000} in container["ports"]
+    assert container["name"] == "api" and {"name": "http", "protocol": "TCP", "containerPort": 8000} in container["ports"]
     assert {container[f"{o}Probe"]["httpGet"]["path"] for o in ("startup", "readiness", "liveness")} == {"/health/ready", "/health/live"}
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert service["spec"]["selector"] == {"app.kubernetes.io/name": "health-predict-api"} and service["spec"]["type"] == "NodePort"

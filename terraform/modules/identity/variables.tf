@@ -1,0 +1,10 @@
+variable "name" { type = string }
+variable "region" { type = string }
+variable "account" { type = string }
+variable "aws" { type = string }
+variable "bucket_arn" { type = string }
+variable "key_arn" { type = string }
+variable "repository_arns" { type = list(string) }
+variable "log_group_arn" { type = string }
+variable "release_bucket" { type = string }
+variable "release_key" { type = string }

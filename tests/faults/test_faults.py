@@ -1,0 +1,142 @@
+"""Faults, and what is left of them: after each, a rerun ends in the same state as a run that nothing disturbed.
+
+    pytest tests/faults -m slow                    the short version
+    pytest tests/faults -m slow --kills 100 -s     and so many kills at random instants, with the table
+"""
+import os
+import random
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from harness import LIMIT, STAGES, Cohort, Kill, Tally, began, differences, digest_of, durations, state_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
+root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a small disk is mounted")
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory): return Cohort(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture(scope="module")
+def calm(cohort):
+    """What a run comes to that nothing disturbs, and how long its stages take."""
+    storage = cohort.storage()
+    assert cohort.run(storage) == 0, (storage / "said.txt").read_text()
+    return state_of(storage), durations(storage)
+
+
+@pytest.fixture(scope="module")
+def tally():
+    made = Tally()
+    yield made
+    print(made)
+
+
+def recovered(cohort, storage, calm, tally, faults, *words, **environment):
+    """Rerun to the end, and compare."""
+    since = time.monotonic()
+    code = cohort.run(storage, *words, **environment)
+    took, found = time.monotonic() - since, state_of(storage)
+    same = code == 0 and digest_of(found) == digest_of(calm[0])
+    for o in faults: tally.add(o, same, took)
+    assert code == 0, (storage / "said.txt").read_text()
+    assert differences(found, calm[0]) == []
+
+
+def test_killed_as_each_stage_begins(cohort, calm, tally):
+    storage = cohort.storage()
+    for stage in STAGES: assert Kill(stage, 0).strike(cohort, storage) is None
+    recovered(cohort, storage, calm, tally, ["kill -9, all, as a stage begins"] * len(STAGES))
+
+
+def test_killed_at_random_instants(cohort, calm, tally, request):
+    """As many kills as asked for, three to a storage; then to the end."""
+    wanted, chance = request.config.getoption("--kills"), random.Random(request.config.getoption("--kill-seed"))    # noqa: S311
+    done = 0
+    while done < wanted:
+        storage, faults = cohort.storage(), []
+        for _ in range(min(3, wanted - done)):
+            stage = chance.choice([None, *STAGES])
+            whom = chance.choice(["all", "all", "run", "build", "kernel"]) if stage else "all"
+            kill = Kill(stage, chance.uniform(0, 4 if stage is None else 1.1 * calm[1][stage]), whom)
+            if stage in began(storage)[:-1] and len(began(storage)) > STAGES.index(stage) + 1: kill.stage = None
+            code = kill.strike(cohort, storage)
+            if kill.struck: faults.append(f"kill -9, {'everything' if whom == 'all' else whom}, at random")
+            if code is not None and not kill.struck: break    # it had come to its end
+        done += len(faults)
+        recovered(cohort, storage, calm, tally, faults)
+        shutil.rmtree(storage)
+
+
+@root
+def test_full_disk_then_a_read_only_one(cohort, calm, tally):
+    """The disk is full when features begins; then it can't be written; then it can."""
+    storage = cohort.storage()
+    kept = storage.with_name("kept")
+    storage.rename(kept)
+    storage.mkdir()
+    mount = lambda *words: subprocess.run([shutil.which("mount"), *words], check=True)
+    mount("-t", "tmpfs", "-o", "size=60m", "tmpfs", str(storage))
+    try:
+        shutil.copytree(kept, storage, dirs_exist_ok=True)
+        process = cohort.start(storage)
+        while process.poll() is None and "features" not in began(storage): time.sleep(.005)
+        filler = storage / "filler"
+        with open(filler, "wb", buffering=0) as f:
+            try:
+                while True: f.write(bytes(4096))
+            except OSError: pass
+        assert process.wait(LIMIT) != 0
+        filler.unlink()
+        mount("-o", "remount,ro", str(storage))
+        refused = cohort.project.run("health-predict", "run", HEALTH_PREDICT_STORAGE=str(storage))
+        assert refused.returncode == 4 and "Read-only file system" in refused.stderr and "Traceback" not in refused.stderr, refused.stderr
+        mount("-o", "remount,rw", str(storage))
+        recovered(cohort, storage, calm, tally, ["disk full", "read-only disk"])
+    finally: subprocess.run([shutil.which("umount"), str(storage)], check=True)
+
+
+@pytest.mark.skipif(not FAKETIME.is_file(), reason="libfaketime is not here: apt install libfaketime")
+def test_the_clock_jumps(cohort, calm, tally):
+    """Killed, and gone on with by a clock that is three days behind; then ten days ahead."""
+    storage = cohort.storage()
+    Kill("train", 0).strike(cohort, storage)
+    shifted = {"LD_PRELOAD": str(FAKETIME), "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_RESET": "1"}
+    assert cohort.start(storage, **shifted, FAKETIME="-3d").wait(LIMIT) == 0, (storage / "said.txt").read_text()
+    recovered(cohort, storage, calm, tally, ["clock three days back, then ten ahead"], **shifted, FAKETIME="+10d")
+
+
+def test_damaged_products_marks_state_and_champion(cohort, calm, tally):
+    """Damage on the disk between two runs; all of it is found and put right."""
+    storage = cohort.storage()
+    assert cohort.run(storage) == 0
+    run, champion = storage / "runs" / "0", storage / "models" / "champion.json"
+    cut = lambda path: path.write_bytes(path.read_bytes()[:100])
+    cut(run / "features.parquet")
+    cut(run / ".evaluation.json.metadata")
+    cut(storage / "state" / "run.json")
+    cut(champion)
+    model = next(p for p in (storage / "models").glob("*/*.onnx"))
+    model.write_bytes(model.read_bytes().replace(b"o", b"p"))
+    damage = ["a product cut off", "a mark cut off", "state/run.json cut off", "champion.json cut off", "the champion's bundle changed"]
+    recovered(cohort, storage, calm, tally, damage, "--batch", "0", HEALTH_PREDICT_RUN__ATTEMPTS="1")
+    shown = cohort_audit(cohort, storage)
+    assert "champion mended" in shown and "champion.json and the bundle of version 1" in shown
+
+
+def cohort_audit(cohort, storage): return cohort.project.run("health-predict", "audit", "show", HEALTH_PREDICT_STORAGE=str(storage)).stdout
+
+
+def test_two_at_once_and_mail_away(cohort, calm, tally):
+    """Two runs start together: one works, one says so. The mail server is not there: the run is well, the alerts wait."""
+    storage = cohort.storage()
+    mail = {"HEALTH_PREDICT_ALERT__EMAIL_TO": "lead@ward.example", "HEALTH_PREDICT_ALERT__EMAIL_HOST": "127.0.0.1", "HEALTH_PREDICT_ALERT__EMAIL_PORT": "9",
+            "HEALTH_PREDICT_ALERT__PAUSE": "0.01"}
+    pair = [cohort.start(storage, **mail) for _ in range(2)]
+    assert sorted(o.wait(LIMIT) for o in pair) == [0, 5]
+    recovered(cohort, storage, calm, tally, ["two runs at once", "SMTP away"], **mail)
