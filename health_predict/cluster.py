@@ -91,10 +91,10 @@ def find(cluster:Cluster, kind:str, labels:Mapping[str, str]) -> list[dict]:
     return sorted(json.loads(data)["items"], key=lambda o: o["metadata"]["creationTimestamp"])
 
 # %% ../nbs/library/30_cluster.ipynb #3b5c78e9
-def apply(cluster:Cluster, manifest:Mapping[str, Any]) -> dict: # The object as it is now
-    "Server-side apply: the fields given become ours; what we gave before and not now goes."
+def apply(cluster:Cluster, manifest:Mapping[str, Any], owner:str=OWNER) -> dict: # The object as it is now
+    "Server-side apply: the fields given become the owner's; what the same owner gave before and not now goes."
     kind, name = manifest["kind"], manifest["metadata"]["name"]
-    path = where(cluster, kind, name, fieldManager=OWNER, force="true")
+    path = where(cluster, kind, name, fieldManager=owner, force="true")
     status, data = cluster.send("PATCH", path, json.dumps(manifest).encode(), "application/apply-patch+yaml")
     if status not in (200, 201): raise ClusterError(f"{kind} {name} can't be applied ({status}: {reason(data)})", status)
     return json.loads(data)

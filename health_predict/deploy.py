@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['free_port', 'canary_environment', 'local_server', 'complaint', 'until_ready', 'verify_here', 'told', 'verify',
-           'nothing_to_deploy', 'settle']
+           'nothing_to_deploy', 'settle', 'DeployError', 'known_encounters', 'deploy_model', 'deploy_image', 'plan']
 
 # %% ../nbs/library/33_deploy.ipynb #6920bb0d
 import json, os, socket, subprocess, sys, tempfile, time
@@ -13,13 +13,17 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from uuid import uuid4
+
+from . import audit
 from .bundle import Bundle
 from .cluster import Cluster, ClusterError
-from .registry import RegistryError, rollback
-from .rollout import follow, try_canary
-from .settings import Settings
+from .image import builder, pushed, reference
+from .registry import RegistryError, folder_of, place, promote, rollback
+from .rollout import follow, roll_out, running_image, try_canary
+from .settings import HealthPredictError, Settings
 from .smoke import Ask, Check, NoAnswer, over_http, smoke, within
-from .storage import Tree
+from .storage import Tree, champion, numbered
 
 # %% ../nbs/library/33_deploy.ipynb #58bb40e4
 def free_port() -> int:
@@ -121,3 +125,58 @@ def settle(
     try: back = rollback(settings)
     except RegistryError: return True, f"{reason}; but {check.said}, and there is no former champion to go back to"
     return False, f"taken back, since {check.said}; version {back['version']} is in charge again"
+
+# %% ../nbs/library/33_deploy.ipynb #611cef1c
+class DeployError(HealthPredictError):
+    "A model or an image failed where it was to answer; what was there before is there again."
+
+def known_encounters(settings:Settings):
+    "Test patients of the newest batch that has them; raises `DeployError`."
+    import pandas as pd
+    tree = Tree(settings)
+    file = next((f for b in reversed(numbered(tree.runs)) if (f := tree.run(b)/"cohort.parquet").is_file()), None)
+    if not file: raise DeployError("no batch has run yet, so there are no known encounters to ask for; run batch 0: health-predict run")
+    cohort = pd.read_parquet(file)
+    return cohort[cohort.side=="test"]
+
+def deploy_model(settings:Settings, version:int, why:str="") -> str: # What came of it
+    "Verify a registered version where it is to answer, and put it in charge; raises `DeployError`."
+    folder, batch = folder_of(settings, version)
+    bundle, tree = Bundle(folder), Tree(settings)
+    if not ((now := champion(tree)) and now["digest"]==bundle.digest):
+        if not (tree.models/f"{bundle.digest[:16]}.json").is_file(): place(settings, folder, {"version": version, "run_id": None}, batch)
+        found = verify(settings, bundle, version, known_encounters(settings))
+        if not found["verified"]: raise DeployError(f"version {version} failed ({found['where']}): {'; '.join(found['reasons'])}; the champion stays")
+        now = promote(settings, folder, version, batch)
+    details = {"version": version, "digest": bundle.digest, "where": settings.deploy.context or "local", "why": why}
+    audit.record(tree, "deploy", batch, details, actor=audit.actor(), event=f"deploy {version} {now['since']}")
+    leads, said = settle(settings, bundle.digest, version, f"version {version} is in charge")
+    if not leads: raise DeployError(f"version {version} was {said}")
+    return said
+
+# %% ../nbs/library/33_deploy.ipynb #77b43e62
+def deploy_image(settings:Settings, image:str, why:str="") -> str: # What came of it
+    "Roll out an image; raises `DeployError` where it failed and the former one was put back."
+    tree = Tree(settings)
+    if not (now := champion(tree)): raise DeployError("there is no champion for the pods to serve; run batch 0 first: health-predict run")
+    if now["synthetic"]: raise DeployError("the champion learnt from SYNTHETIC encounters, and no cluster may have such a model; set [data] source")
+    found = roll_out(settings, image, Bundle(tree.models/now["path"], now["digest"]), now["version"], known_encounters(settings))
+    if found["changed"] or found["reasons"]:
+        details = {k: found[k] for k in ("step", "image", "previous", "reasons")}|{"why": why}
+        audit.record(tree, "deploy", now["batch"], details, actor=audit.actor(), event=f"deploy {image} {uuid4().hex}")
+    if found["reasons"]: raise DeployError(f"{image} failed: {'; '.join(found['reasons'])}")
+    return f"{found['checks'][0]['said']}, and every one answers as it should"
+
+def plan(settings:Settings, image:str, version:int|None) -> Iterator[str]:
+    "What `health-predict deploy` would do, in order; asks the registry and the cluster, changes nothing."
+    rule = settings.deploy
+    if rule.context:
+        cluster, wanted = Cluster(settings), image or (reference(settings) if rule.registry else "")
+        if wanted and not image: yield f"{wanted}: "+("is in the registry" if pushed(settings, wanted) else f"would be built with {builder()} and pushed")
+        live = running_image(cluster)
+        if not wanted: yield f"no registry is set: the image stays {live}"
+        else: yield f"all pods run {live} already; they would be asked" if live==wanted else f"the pods would be replaced, one by one: {live} → {wanted}"
+    elif image: yield f"no cluster is configured, so {image} can't be rolled out; set [deploy] context"
+    now = champion(Tree(settings))
+    if version and now and now["version"]==version: yield f"version {version} is in charge already"
+    elif version: yield f"version {version} would be tried in {'a canary pod' if rule.context else 'a server of its own here'}, and then take charge"

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['PRODUCTS', 'FORMAT', 'WIDE', 'HIGH', 'LEFT', 'RIGHT', 'TOP', 'BOTTOM', 'NEWEST', 'BRIEF', 'ACTIONS', 'SEVERITIES',
-           'BLOCK', 'product', 'facts', 'stamp', 'read_summary', 'read_index', 'renewed', 'charge', 'moment',
-           'with_times', 'lasted', 'share', 'ticks', 'frame', 'place', 'marks', 'trend', 'trends', 'link', 'cells',
-           'row', 'blocks', 'choices', 'render', 'write_page', 'look', 'write_older', 'write_newest', 'write_gallery',
-           'charge_words', 'in_charge']
+           'BLOCK', 'product', 'facts', 'stamp', 'read_summary', 'read_index', 'renewed', 'champions', 'charge',
+           'moment', 'with_times', 'lasted', 'share', 'ticks', 'frame', 'place', 'marks', 'trend', 'trends', 'link',
+           'cells', 'row', 'blocks', 'choices', 'templates', 'render', 'write_page', 'look', 'write_older',
+           'write_newest', 'write_gallery', 'charge_words', 'in_charge']
 
 # %% ../nbs/library/39_gallery.ipynb #b6040455
 import json, math, re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def stamp(file:Path) -> list[int]:
 def read_summary(file:Path, batch:int) -> dict:
     "A batch's summary; one that can't be read says so."
     found = product(file)
-    if found.get("batch")==batch and "state" in found: return found
+    if found.get("batch")==batch and {"state", "stages"}<=set(found): return found
     remedy = f"{file.name} can't be read; run the batch again: health-predict run --batch {batch}"
     return {"batch": batch, "state": "damaged", "error": remedy, "stages": {}}
 
@@ -76,15 +77,16 @@ def renewed(reports:Path, kept:Mapping) -> dict: # As `batches` of `read_index`
     return out
 
 # %% ../nbs/library/39_gallery.ipynb #e1df16ac
+def champions(now:Mapping|None) -> dict[tuple[int, str], str]: # {(batch, digest): words}, from champion.json
+    "What the champion and its forerunners have to do with now."
+    line = [now, *now["former"]] if now else []
+    return {(o["batch"], o["digest"]): f"answered until version {line[i-1]['version']}" if i else "answers now" for i,o in reversed(list(enumerate(line)))}
+
 def charge(
-    summary:Mapping, now:Mapping|None, # Of a batch; champion.json
+    summary:Mapping, known:Mapping[tuple[int, str], str], # Of a batch; as from `champions`
 )->str: # Empty for a model that never was in charge
     "What a batch's model has to do with the one that answers now."
-    line = [now, *now["former"]] if now else []
-    at = next((i for i,o in enumerate(line) if (o["batch"], o["digest"])==(summary["batch"], summary.get("digest"))), None)
-    if at==0: return "answers now"
-    if at: return f"answered until version {line[at-1]['version']}"
-    return "was taken out of charge" if summary.get("promoted") else ""
+    return known.get((summary["batch"], summary.get("digest")), "was taken out of charge" if summary.get("promoted") else "")
 
 # %% ../nbs/library/39_gallery.ipynb #e96695c0
 def moment(iso:str|None) -> str: # HTML
@@ -241,12 +243,15 @@ def choices(summaries:Iterable[Mapping], key:str, order:Sequence[str]=()) -> lis
     there = {s[key] for s in summaries if s.get(key)}
     return [o for o in order if o in there]+sorted(there-set(order))
 
+@cache
+def templates():
+    "This package's templates."
+    from jinja2 import Environment, FileSystemLoader, select_autoescape
+    return Environment(loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(["j2"]), trim_blocks=True, lstrip_blocks=True)
+
 def render(template:str, **shown) -> str:
     "A page of this package's templates."
-    from jinja2 import Environment, FileSystemLoader, select_autoescape
-    templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(["j2"]), trim_blocks=True, lstrip_blocks=True)
-    style = (TEMPLATES/"style.css").read_text(encoding="utf-8")
-    return templates.get_template(template).render(style=style, version=__version__, link=link, lasted=lasted, **shown)
+    return templates().get_template(template).render(style=(TEMPLATES/"style.css").read_text(encoding="utf-8"), version=__version__, **shown)
 
 # %% ../nbs/library/39_gallery.ipynb #cc5c383a
 def write_page(reports:Path, name:str, found:list[dict], older:list[str], **shown) -> None:
@@ -257,17 +262,17 @@ def write_page(reports:Path, name:str, found:list[dict], older:list[str], **show
         script=(TEMPLATES/"gallery.js").read_text(encoding="utf-8"), synthetic=any(o.get("synthetic") for o in said), block=BLOCK, **shown)
     with atomic(reports/name) as f: f.write_text(page, encoding="utf-8")
 
-def look(found:Sequence[Mapping]) -> str:
-    "A digest of what an older page shows, and of what it is made with."
+def look(found:Sequence[Mapping], older:Sequence[str]) -> str:
+    "A digest of what an older page shows and of what it is made with: it changes whenever one of these does."
     made_with = [file_digest(TEMPLATES/o) for o in ("gallery.html.j2", "gallery.js", "style.css")]
-    return digest([[[o["summary"], o["charge"]] for o in found], made_with, __version__])
+    return digest([[[o["stamp"], o["charge"]] for o in found], older, made_with, __version__])
 
 def write_older(reports:Path, found:Mapping, by_page:Mapping[str, list[int]], kept:Mapping) -> dict[str, str]: # {name: digest of what it shows}
     "Write the older pages that would differ."
     older, pages = [o for o in by_page if o!="index.html"], {}
     for name in older:
         here = [found[str(b)] for b in by_page[name]]
-        pages[name] = look([*here, {"summary": older, "charge": ""}])
+        pages[name] = look(here, older)
         if pages[name]!=kept.get(name) or not (reports/name).is_file(): write_page(reports, name, here, older)
     return pages
 
@@ -288,8 +293,9 @@ def write_gallery(
     with locked(tree.state/".gallery.lock"):
         kept = read_index(reports)
         found = renewed(reports, kept["batches"])
+        known = champions(now)
         for b,o in found.items():
-            words, before = charge(o["summary"], now), o.get("charge")
+            words, before = charge(o["summary"], known), o.get("charge")
             if words!=before: in_charge(reports/b/"compare.html", o["summary"], words)
             o["charge"] = words
         by_page = blocks([int(o) for o in found])

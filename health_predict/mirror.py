@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'LEDGER', 'KEPT', 'LINE', 'path_of', 'travels', 'local_files', 'prefixes_of', 'Known', 'read_ledger', 'news',
-           'claim', 'described', 'catch_up', 'take', 'listed', 'is_read_later', 'earlier', 'bundles', 'pull', 'give',
-           'give_all', 'give_new', 'push', 'push_models', 'withdraw', 'push_gallery', 'push_champion', 'push_bundle',
-           'remove', 'begins_with', 'forked', 'push_audit', 'pull_audit', 'arrived', 'status']
+           'claim', 'described', 'catch_up', 'take', 'listed', 'is_read_later', 'earlier', 'bundles', 'pull_champion',
+           'pull', 'give', 'give_all', 'give_new', 'push', 'push_models', 'withdraw', 'push_gallery', 'push_champion',
+           'push_bundle', 'remove', 'begins_with', 'forked', 'push_audit', 'pull_audit', 'arrived', 'status']
 
 # %% ../nbs/library/25_mirror.ipynb #61b5c7c7
 import hashlib, json, os, socket
@@ -47,7 +47,7 @@ def prefixes_of(batch:int) -> list[str]:
 class Known:
     "What this machine remembers of the remote storage."
     def __init__(self, tree:Tree, address:str):
-        self.folder, self.parts = tree.cache/"remote"/digest(address)[:12], {}
+        self.folder, self.parts = tree.state/".remote"/digest(address)[:12], {}
         self.facts = self.load("facts") or {"machine": uuid4().hex, "ledger": 0, "seen": [], "owed": []}
 
     def load(self, part:str) -> dict:
@@ -157,6 +157,17 @@ def bundles(store, tree:Tree, batch:int|None) -> list[Item]:
     return listed(store, [f"models/{o}/" for o in sorted(missing)])
 
 # %% ../nbs/library/25_mirror.ipynb #74f8d3ff
+def pull_champion(store, tree:Tree, known:Known) -> list[str]: # Keys fetched
+    "Bring champion.json, unless the local champion came after the one that is there: that one is yet to be put."
+    key = "models/champion.json"
+    if (there := store.head(key)) is None: return []
+    file = path_of(tree, key)
+    former = read_json(file).get("former", []) if file.is_file() else []
+    who = lambda o: (o["version"], o["digest"], o["since"])
+    if former and not known.get(key) and who(json.loads(store.read(key)[0])) in map(who, former): known.note(there, there.digest)
+    return take(store, tree, known, [there])
+
+# %% ../nbs/library/25_mirror.ipynb #a046bab5
 def pull(
     settings:Settings, # `storage`
     batch:int|None=None, # The batch to be built; without one, only what finding the next one takes
@@ -176,7 +187,7 @@ def pull(
     if everything: items = [o for o in store.items() if o.key.split("/")[0]!="audit"]
     try:
         got = take(store, tree, known, {o.key: o for o in items if o.key!="models/champion.json"}.values())
-        got += take(store, tree, known, store.items("models/champion.json"))    # names a bundle, which is there by now
+        got += pull_champion(store, tree, known)    # names a bundle, which is there by now
         known.facts["seen"] = sorted({*known.facts["seen"], *unseen})
     finally: known.save()
     return got

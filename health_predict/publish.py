@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import __version__
 from .compare import former_batch, settings_used, write_compare
-from .gallery import charge, facts, product, with_times, write_gallery
+from .gallery import champions, charge, facts, product, with_times, write_gallery
 from .settings import Settings
 from .storage import Tree, atomic, write_json
 
@@ -76,7 +76,7 @@ def compared(settings:Settings, batch:int, link) -> None:
     tree = Tree(settings)
     page, summary = tree.reports/str(batch)/"compare.html", product(tree.reports/str(batch)/"summary.json")
     if summary.get("pruned"): return
-    if write_compare(settings, batch, charge(summary, product(tree.models/"champion.json") or None)) is None: page.unlink(missing_ok=True)
+    if write_compare(settings, batch, charge(summary, champions(product(tree.models/"champion.json") or None))) is None: page.unlink(missing_ok=True)
     else:
         with atomic(page) as f: f.write_text(linked(page.read_text(encoding="utf-8"), link("compare")), encoding="utf-8")
 

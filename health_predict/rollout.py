@@ -5,12 +5,15 @@
 # %% auto #0
 __all__ = ['APP', 'CONTAINER', 'CANARY', 'GATE', 'FATAL', 'WAITS', 'deployment_of', 'container_of', 'in_words', 'holds',
            'pods_of', 'new_pods', 'settled', 'late', 'watch', 'unready', 'ask_all', 'follow', 'canary_manifest',
-           'canary_pod', 'recent', 'compare', 'try_canary']
+           'canary_pod', 'recent', 'compare', 'try_canary', 'state_file', 'deployed', 'set_image', 'running_image',
+           'roll_out']
 
 # %% ../nbs/library/32_rollout.ipynb #7e00bcdb
 import time
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +21,7 @@ from .bundle import Bundle
 from .cluster import Cluster, ClusterError, apply, ask_pod, delete, find, get, log_of
 from .settings import DeploySettings, Settings
 from .smoke import Ask, Check, NoAnswer, requests_of, smoke, within
-from .storage import Tree, champion
+from .storage import Tree, champion, read_json, write_json
 
 # %% ../nbs/library/32_rollout.ipynb #eb568500
 APP, CONTAINER, CANARY, GATE = "health-predict-api", "api", "health-predict-api-canary", "health-predict/verified"
@@ -203,3 +206,45 @@ def try_canary(
             except NoAnswer as e: found.append(Check("recent requests", False, str(e)))
         return found
     finally: delete(cluster, "Deployment", CANARY)
+
+# %% ../nbs/library/32_rollout.ipynb #88cde5d4
+def state_file(settings:Settings) -> Path:
+    "Where a deployment is noted."
+    return Tree(settings).state/"deploy.json"
+
+def deployed(settings:Settings) -> dict:
+    "What `state/deploy.json` says; empty where nothing was ever deployed."
+    return read_json(state_file(settings)) if state_file(settings).is_file() else {}
+
+def set_image(cluster:Cluster, image:str) -> None:
+    "Write the image, and nothing else, to the Deployment."
+    spec = {"template": {"spec": {"containers": [{"name": CONTAINER, "image": image}]}}}
+    apply(cluster, {"apiVersion": "apps/v1", "kind": "Deployment", "spec": spec,
+                    "metadata": {"name": APP, "namespace": cluster.namespace, "annotations": {"kubernetes.io/change-cause": f"health-predict deploy {image}"}}})
+
+def running_image(cluster:Cluster) -> str:
+    "The image that the Deployment asks for."
+    return container_of(deployment_of(cluster)["spec"]["template"])["image"]
+
+# %% ../nbs/library/32_rollout.ipynb #f92e39ff
+def roll_out(
+    settings:Settings, image:str, # `deploy`, `storage`; a reference that the cluster can pull
+    bundle:Bundle, version:int, frame, # The champion, which the pods serve, and known encounters
+)->dict: # As state/deploy.json: step, image, previous, changed, reasons, checks
+    "Have all pods run an image and answer as they should, or put the former one back."
+    cluster, before = Cluster(settings), deployed(settings)
+    live = running_image(cluster)
+    previous = before["previous"] if before.get("step")=="rolling" else live
+    note = {"step": "rolling", "image": image, "previous": previous, "changed": live!=image, "digest": bundle.digest, "reasons": [], "checks": []}
+    write_json(state_file(settings), note)
+    if live!=image: set_image(cluster, image)
+    checks = [watch(cluster, cluster.rule.rollout)]
+    if checks[0].passed: checks += ask_all(cluster, bundle, version, frame)
+    reasons = [o.said for o in checks if not o.passed]
+    if reasons and previous!=image:
+        set_image(cluster, previous)
+        back = watch(cluster, cluster.rule.rollout)
+        reasons.append(f"{previous} is in place again" if back.passed else f"{previous} was put back, but {back.said}")
+    note |= {"step": "taken back" if reasons else "done", "reasons": reasons, "checks": [asdict(o) for o in checks]}
+    write_json(state_file(settings), note)
+    return note

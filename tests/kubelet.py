@@ -65,7 +65,8 @@ class Running(threading.Thread):
     def environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("HEALTH_PREDICT_")}
         given = {o["name"]: o["value"] for o in self.container.get("env", ())}
-        return {**kept, **self.image().get("env", {}), **given, "HEALTH_PREDICT_SERVING__HOST": self.address}
+        own = {"HEALTH_PREDICT_SERVING__HOST": self.address, "HEALTH_PREDICT_SERVING__LOCAL": str(self.kubelet.folder / self.name)}    # its network, its disk
+        return {**kept, **self.image().get("env", {}), **given, **own}
 
     def start_process(self):
         made, image = self.container, self.image()

@@ -1,8 +1,8 @@
 // The page is whole without this: it filters and sorts the rows that are there, and shows times in the reader's own time zone.
 (() => {
   for (const o of document.querySelectorAll("time")) o.textContent = new Date(o.dateTime).toLocaleString([], {dateStyle: "medium", timeStyle: "short"});
-  const form = document.querySelector(".filter"), table = document.querySelector("#batches");
-  if (!form) return;
+  const filter = document.querySelector(".filter"), table = document.querySelector("#batches");
+  if (!filter) return;
   const body = table.tBodies[0], rows = [...body.rows], said = document.querySelector("#count");
   const texts = new Map(rows.map(r => [r, [...r.cells].map(c => c.textContent).join(" ").toLowerCase()]));
   const number = r => Number(r.cells[0].dataset.v);
@@ -12,8 +12,8 @@
     return word.startsWith("version ") ? new RegExp(`\\b${word}\\b`).test(texts.get(r)) : texts.get(r).includes(word);
   };
   const show = () => {
-    const words = form.elements.q.value.toLowerCase().replace(/\bbatch(es)?\b/g, " ").match(/version \d+|\S+/g) ?? [];
-    const chosen = [...form.querySelectorAll("select")].filter(o => o.value);
+    const words = filter.querySelector("input").value.toLowerCase().replace(/\bbatch(es)?\b/g, " ").match(/version \d+|\S+/g) ?? [];
+    const chosen = [...filter.querySelectorAll("select")].filter(o => o.value);
     let n = 0;
     for (const r of rows) n += !(r.hidden = !(chosen.every(o => r.dataset[o.name] === o.value) && words.every(w => hits(r, w))));
     said.textContent = n === rows.length ? `${n} ${n === 1 ? "batch" : "batches"}` : `${n} of ${rows.length} batches`;
@@ -42,8 +42,7 @@
     });
   });
   heads[0].ariaSort = "descending";
-  form.addEventListener("input", show);
-  form.addEventListener("submit", e => e.preventDefault());
-  form.hidden = false;
+  for (const o of ["input", "change"]) filter.addEventListener(o, show);
+  filter.hidden = false;
   show();
 })();

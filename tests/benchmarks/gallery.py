@@ -2,7 +2,8 @@
 
     python tests/benchmarks/gallery.py [--batches 10 100 1000 5000]
 
-Each line is the best of three runs on made-up summaries in a folder of its own. `renewed` is what a run pays; `read` is reading all summaries, which the index saves.
+Each line is the best of three runs on made-up summaries in a folder of its own. `renewed` is what a run pays; `read` is reading all summaries,
+which the index saves.
 """
 import argparse
 import json

@@ -1,9 +1,10 @@
 """Ten minutes of mixed load while champions change every ten seconds, workers are killed, and MLflow dies half-way.
 
-    python tests/benchmarks/soak.py --storage storage [--minutes 10] [--clients 4]
+    python tests/benchmarks/soak.py --storage storage [--minutes 10] [--clients 4] [--pause 0]
 
-Clients ask for single predictions, batches, explanations and pages. Each prediction must be what the version that it names gives for that row.
-The last lines say what failed: only requests that were inside a killed worker may.
+Clients ask for single predictions, batches, explanations and pages. Each prediction must be what the version that it names gives for that row. MLflow is a
+real server on a copy of the storage's own database, with the champion in its registry; it is killed half-way. The last lines say what failed, by cause: only
+requests that were inside a killed worker may.
 """
 import argparse
 import json
@@ -36,10 +37,31 @@ URL = f"http://127.0.0.1:{PORT}"
 def row_of(record: dict) -> dict: return {k: None if record[k] != record[k] else record[k] for k in INPUTS}
 
 
+def cause(error: Exception) -> str:
+    """The innermost reason of a failed request."""
+    while inner := error.__cause__ or error.__context__: error = inner
+    return type(error).__name__
+
+
+def registry(folder: Path, storage: Path) -> subprocess.Popen:
+    """A running MLflow server that has the storage's models in its registry."""
+    if (storage / "mlflow" / "mlflow.db").is_file(): shutil.copy(storage / "mlflow" / "mlflow.db", folder / "mlflow.db")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    program = [str(BIN / "mlflow"), "server", "--port", str(PORT + 1), "--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    server = subprocess.Popen(program, env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}, start_new_session=True, **quiet)
+    while server.poll() is None:
+        try:
+            found = requests.get(f"http://127.0.0.1:{PORT + 1}/api/2.0/mlflow/registered-models/search", timeout=30).json()
+            print(f"MLflow answers, with the models {[o['name'] for o in found.get('registered_models', [])]}", flush=True)
+            return server
+        except requests.RequestException: time.sleep(.5)
+    sys.exit("MLflow did not start")
+
+
 class Soak:
     """The server, its clients, and what went wrong."""
-    def __init__(self, storage: Path, folder: Path):
-        self.folder, self.stop, self.failed, self.done, self.wrong, self.kills = folder, threading.Event(), [], Counter(), [], []
+    def __init__(self, storage: Path, folder: Path, pause: float):
+        self.folder, self.pause, self.stop, self.failed, self.done, self.wrong, self.kills = folder, pause, threading.Event(), [], Counter(), [], []
         shutil.copytree(storage / "models", folder / "models")
         shutil.copytree(storage / "reports", folder / "reports")
         self.champion = json.loads((folder / "models" / "champion.json").read_text())
@@ -52,6 +74,7 @@ class Soak:
         self.digests = {1: self.champion["digest"], 2: second}
         self.rows = [row_of(o) for o in cohort.head(200).to_dict("records")]
         self.scores = {v: Bundle(folder / "models" / d[:16]).predict_frame(cohort.head(200)) for v, d in self.digests.items()}
+        self.lead(1)
 
     def lead(self, version: int):
         """Put a version in charge."""
@@ -81,7 +104,8 @@ class Soak:
                     for j, o in enumerate(told): self.check(j, o)
                     if len({o["model_version"] for o in told}) != 1: self.wrong.append("a batch of two versions")
                 self.done[kind] += 1
-            except requests.RequestException as e: self.failed.append((start, time.time(), kind, type(e).__name__))
+            except requests.RequestException as e: self.failed.append((start, time.time(), kind, cause(e)))
+            self.stop.wait(self.pause)
 
     def kill_one(self, master: int):
         """Kill a worker, as the kernel does when memory runs out."""
@@ -95,13 +119,12 @@ def main():
     parser.add_argument("--storage", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--pause", type=float, default=0, help="between two requests of a client, seconds")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as d:
-        soak = Soak(args.storage.resolve(), Path(d))
+        soak = Soak(args.storage.resolve(), Path(d), args.pause)
         environment = os.environ | {"HEALTH_PREDICT_STORAGE": d, "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{PORT + 1}"}
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        mlflow = subprocess.Popen([str(BIN / "mlflow"), "server", "--port", str(PORT + 1), "--workers", "1", "--backend-store-uri", f"sqlite:///{d}/mlflow.db"],
-            env=environment | {"PATH": f"{BIN}:{os.environ['PATH']}"}, start_new_session=True, **quiet)
+        mlflow = registry(Path(d), args.storage.resolve())
         with open(Path(d) / "server.log", "wb") as log:
             server = subprocess.Popen([str(BIN / "health-predict"), "serve", "--port", str(PORT)], env=environment, stdout=log, stderr=log)
         while True:
@@ -116,6 +139,7 @@ def main():
             soak.lead(1 + swaps % 2)
             if swaps % 4 == 3: soak.kill_one(server.pid)
             if mlflow and at > args.minutes * 30:
+                assert mlflow.poll() is None
                 os.killpg(mlflow.pid, signal.SIGKILL)
                 print(f"MLflow killed after {at:.0f} s, exit code {mlflow.wait()}", flush=True)
                 mlflow = None
@@ -127,7 +151,9 @@ def main():
         if mlflow: os.killpg(mlflow.pid, signal.SIGKILL)
         of_kills = [o for o in soak.failed if any(o[0] - .5 <= k <= o[1] + .5 for k in soak.kills)]
         print(f"{sum(soak.done.values()):,} requests ({dict(soak.done)}), {swaps} swaps, {len(soak.kills)} workers killed, server ended with {code}")
-        print(f"failed: {len(soak.failed)}, of them inside a killed worker: {len(of_kills)}; others: {[o for o in soak.failed if o not in of_kills]}")
+        others = [o for o in soak.failed if o not in of_kills]
+        causes = lambda found: {f"{kind}: {why}": n for (kind, why), n in Counter(o[2:] for o in found).items()}
+        print(f"failed: {len(soak.failed)}; inside a killed worker: {len(of_kills)} {causes(of_kills)}; others: {len(others)} {causes(others)}")
         print(f"answers that weren't their version's own: {len(soak.wrong)} {soak.wrong[:3]}")
         for name in ("model_reloads_total", "model_reload_failures_total", "log_rows_total"):
             print(name, sum(float(o.rsplit(" ", 1)[1]) for o in text.splitlines() if o.startswith(f"health_predict_{name}")))
