@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'LEDGER', 'KEPT', 'LINE', 'path_of', 'travels', 'local_files', 'prefixes_of', 'Known', 'read_ledger', 'news',
-           'claim', 'described', 'catch_up', 'take', 'listed', 'is_read_later', 'earlier', 'bundles', 'pull_champion',
-           'pull', 'give', 'give_all', 'give_new', 'push', 'push_models', 'withdraw', 'push_gallery', 'push_champion',
-           'push_bundle', 'remove', 'begins_with', 'forked', 'push_audit', 'pull_audit', 'arrived', 'status']
+           'claim', 'described', 'catch_up', 'take', 'listed', 'is_read_later', 'earlier', 'bundles', 'waiting',
+           'pull_champion', 'pull', 'give', 'give_all', 'give_new', 'push', 'push_models', 'withdraw', 'push_gallery',
+           'push_champion', 'push_bundle', 'remove', 'begins_with', 'forked', 'push_audit', 'pull_audit', 'arrived',
+           'status']
 
 # %% ../nbs/library/25_mirror.ipynb #61b5c7c7
 import hashlib, json, os, socket
@@ -157,6 +158,12 @@ def bundles(store, tree:Tree, batch:int|None) -> list[Item]:
     return listed(store, [f"models/{o}/" for o in sorted(missing)])
 
 # %% ../nbs/library/25_mirror.ipynb #74f8d3ff
+def waiting(store, tree:Tree) -> list[Item]:
+    "The files of batches that have arrived there and are not published, so that their turn can come."
+    found = [(o, o.key.removeprefix("incoming/").partition(".")) for o in store.items("incoming/")]
+    done = lambda b: (f := tree.reports/b/"summary.json").is_file() and read_json(f)["state"]=="published"
+    return [o for o,(stem,_,suffix) in found if stem.isdecimal() and suffix in ("csv", "parquet") and not done(stem)]
+
 def pull_champion(store, tree:Tree, known:Known) -> list[str]: # Keys fetched
     "Bring champion.json, unless the local champion came after the one that is there: that one is yet to be put."
     key = "models/champion.json"
@@ -187,6 +194,7 @@ def pull(
     if everything: items = [o for o in store.items() if o.key.split("/")[0]!="audit"]
     try:
         got = take(store, tree, known, {o.key: o for o in items if o.key!="models/champion.json"}.values())
+        if batch is None: got += take(store, tree, known, waiting(store, tree))
         got += pull_champion(store, tree, known)    # names a bundle, which is there by now
         known.facts["seen"] = sorted({*known.facts["seen"], *unseen})
     finally: known.save()
