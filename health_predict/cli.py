@@ -12,7 +12,7 @@ __all__ = ['app', 'data', 'audit', 'alert', 'mlflow', 'storage', 'breaker', 'sch
            'doctor', 'mlflow_page', 'mlflow_upgrade', 'exit_code', 'main']
 
 # %% ../nbs/library/70_cli.ipynb #38fcd836
-import json, sys
+import json, signal, sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
@@ -570,14 +570,12 @@ def exit_code(error:HealthPredictError) -> int:
 
 def main():
     "Run the command line."
-    from health_predict.run import Stopped
-    try: app()
+    from health_predict.run import Stopped, stoppable
+    try:
+        with stoppable(signal.SIGINT): app()
     except HealthPredictError as e:
         typer.echo(f"health-predict: {e}", err=True)
         sys.exit(exit_code(e))
     except Stopped as e:
-        typer.echo(f"health-predict: {e}; the next run goes on there", err=True)
+        typer.echo(f"health-predict: {e}", err=True)
         sys.exit(128+e.number)
-    except KeyboardInterrupt:
-        typer.echo("health-predict: stopped", err=True)
-        sys.exit(130)

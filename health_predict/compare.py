@@ -114,6 +114,7 @@ class Budget:
         self.left -= size*fits
         return fits
 
+# %% ../nbs/library/40_compare.ipynb #fd08cee6
 NEW_CELL = Cell("", "", (), ())
 
 def some(n:int, noun:str) -> str:
@@ -275,6 +276,7 @@ def stage_changes(old:Batch, new:Batch) -> tuple[list[dict], list[str]]: # For e
         out.append({"name": noun, "markup": markup, "said": f"{some(n, 'difference')}"+(f", {some(edits, 'cell')} with other code" if edits else "")})
     return out, code
 
+# %% ../nbs/library/40_compare.ipynb #4fc71f5a
 def former_batch(tree:Tree, batch:int) -> int|None:
     "The batch before, among those that went through; None where there is none."
     earlier = (b for b in reversed(numbered(tree.reports)) if b<batch)

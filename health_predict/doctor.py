@@ -17,10 +17,13 @@ from pathlib import Path
 from .alert import AlertError, channels, waiting, within
 from .audit import verify as verify_log
 from .bundle import Bundle
+from .cluster import Cluster, ClusterError, get
 from .data import CHECKSUM, NAME
 from .data import verify as verify_file
+from .image import FRESH, SECRET, ImageError, age_of, ecr_region, pushed
 from .registry import mlflow_client
 from .remote import remote_of
+from .rollout import APP, running_image, settled
 from .settings import HealthPredictError, Settings, settings_file
 from .storage import Tree, champion, numbered
 
@@ -126,9 +129,6 @@ def look_at_alerts(settings:Settings) -> Iterator[Finding]:
 # %% ../nbs/library/51_doctor.ipynb #9fb910ac
 def look_at_cluster(settings:Settings) -> Iterator[Finding]:
     "The cluster: can it be reached, what runs there, can it pull?"
-    from health_predict.cluster import Cluster, ClusterError, get
-    from health_predict.image import FRESH, SECRET, ImageError, age_of, ecr_region, pushed
-    from health_predict.rollout import APP, running_image, settled
     rule = settings.deploy
     if not rule.context: yield Finding("cluster", "ok", "none configured: a server on this machine is the deployment"); return
     try:

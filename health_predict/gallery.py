@@ -156,7 +156,8 @@ def trend(
     rules = "".join(across("limit", v, WIDE-RIGHT, 2.5, k) for k,v in limits.items())
     turns = "".join(f'<path class="turn" d="M{x(b)} {TOP}V{HIGH-BOTTOM}"/>' for b in changes if xs[0]<=b<=xs[1])
     below = "".join(f'<text x="{x(b)}" y="{HIGH-7}" text-anchor="middle">{b}</text>' for b in sorted({xs[0], (xs[0]+xs[1])//2, xs[1]}))
-    aside = lambda i,v: 5*(i-(len(lines)-1)/2)*(len(v[0])==4)    # intervals of several lines stand beside each other
+    room = min(5, .3*(WIDE-LEFT-RIGHT)/max(1, xs[1]-xs[0]))
+    aside = lambda i,v: room*(i-(len(lines)-1)/2)*(len(v[0])==4)    # intervals of several lines stand beside each other
     drawn = "".join(marks(v, lambda b, i=i, v=v: round(x(b)+aside(i, v), 1), y, f"s{i}", words) for i,v in enumerate(lines.values()))
     said = " ".join(f'<span class="key s{i}">{escape(k)} {words(v[-1][1])}</span>' for i,(k,v) in enumerate(lines.items()))
     return (f'<figure class="trend"><figcaption><b>{escape(title)}</b> {said}</figcaption><svg viewBox="0 0 {WIDE} {HIGH}" role="img" '
@@ -213,7 +214,8 @@ def cells(s:Mapping, charged:str) -> list[tuple[str, Any]]: # HTML, and what it 
     compared = f' <small><a href="{s["batch"]}/compare.html">what changed</a></small>' if former else ""
     state = escape(s["state"])
     name = f"Batch {s['batch']}"
-    return [(link(s, "publish", name)+compared, s["batch"]), (moment(s.get("finished")), s.get("finished")),
+    page = "publish" if "publish" in s["stages"] else s.get("failed") or ""
+    return [(link(s, page, name)+compared, s["batch"]), (moment(s.get("finished")), s.get("finished")),
         (f'<span class="state {state}">{state}</span>{error}{gone}', state), (link(s, "drift", said, f"state {severity}" if severity else ""), s.get("share")),
         (link(s, "decide", ACTIONS.get(s.get("action"), s.get("action") or "–")), None), (champion+badge, s.get("champion")),
         (link(s, "ingest", shown(s.get("rows_out"))), s.get("rows_out")), (share(s.get("quarantined"), s.get("rows_in")), s.get("quarantined")),
@@ -276,6 +278,7 @@ def write_older(reports:Path, found:Mapping, by_page:Mapping[str, list[int]], ke
         if pages[name]!=kept.get(name) or not (reports/name).is_file(): write_page(reports, name, here, older)
     return pages
 
+# %% ../nbs/library/39_gallery.ipynb #78b49e87
 def write_newest(settings:Settings, found:Mapping, by_page:Mapping[str, list[int]], now:Mapping|None) -> None:
     "Write `index.html`."
     reports, here = Tree(settings).reports, [found[str(b)] for b in by_page["index.html"]]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['APP', 'CONTAINER', 'CANARY', 'GATE', 'FATAL', 'WAITS', 'deployment_of', 'container_of', 'in_words', 'holds',
-           'pods_of', 'new_pods', 'settled', 'late', 'watch', 'unready', 'ask_all', 'follow', 'canary_manifest',
+           'pods_of', 'seen', 'new_pods', 'settled', 'late', 'watch', 'unready', 'ask_all', 'follow', 'canary_manifest',
            'canary_pod', 'recent', 'compare', 'try_canary', 'state_file', 'deployed', 'set_image', 'running_image',
            'roll_out']
 
@@ -65,23 +65,28 @@ def pods_of(cluster:Cluster, deployment:Mapping) -> list[dict]:
     return [o for o in find(cluster, "Pod", deployment["spec"]["selector"]["matchLabels"]) if "deletionTimestamp" not in o["metadata"]]
 
 # %% ../nbs/library/32_rollout.ipynb #68214af5
+def seen(deployment:Mapping) -> bool:
+    "Whether Kubernetes has taken note of a Deployment as it is now; before that, its state is that of the former one."
+    return deployment.get("status", {}).get("observedGeneration", 0)>=deployment["metadata"]["generation"]
+
 def new_pods(cluster:Cluster, deployment:Mapping) -> list[dict]:
-    "The pods of a Deployment's newest revision."
+    "The pods of a Deployment's newest revision; none until Kubernetes has taken note of it."
+    if not seen(deployment): return []
     revision = deployment["metadata"].get("annotations", {}).get("deployment.kubernetes.io/revision")
     sets = [o for o in find(cluster, "ReplicaSet", deployment["spec"]["selector"]["matchLabels"])
             if o["metadata"].get("annotations", {}).get("deployment.kubernetes.io/revision")==revision]
     hashes = {o["metadata"]["labels"].get("pod-template-hash") for o in sets}
-    return [o for o in pods_of(cluster, deployment) if o["metadata"]["labels"].get("pod-template-hash") in hashes]
+    image = container_of(deployment["spec"]["template"])["image"]
+    return [o for o in pods_of(cluster, deployment) if o["metadata"]["labels"].get("pod-template-hash") in hashes and container_of(o)["image"]==image]
 
 def settled(deployment:Mapping) -> bool:
     "Whether all pods of a Deployment are of its newest revision, and available."
     status, wanted = deployment.get("status", {}), deployment["spec"].get("replicas", 1)
-    return (status.get("observedGeneration", 0)>=deployment["metadata"]["generation"] and wanted>0
-            and all(status.get(o, 0)==wanted for o in ("replicas", "updatedReplicas", "availableReplicas")))
+    return seen(deployment) and wanted>0 and all(status.get(o, 0)==wanted for o in ("replicas", "updatedReplicas", "availableReplicas"))
 
 def late(deployment:Mapping) -> str:
     "What Kubernetes says of a rollout that it has given up; empty otherwise."
-    if deployment.get("status", {}).get("observedGeneration", 0)<deployment["metadata"]["generation"]: return ""
+    if not seen(deployment): return ""
     return next((o.get("message", "") for o in deployment["status"].get("conditions", ()) if o["type"]=="Progressing" and o["status"]=="False"), "")
 
 # %% ../nbs/library/32_rollout.ipynb #98db96cb

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'ANSI', 'SAID', 'MARK', 'GRACE', 'log', 'COUNTS', 'ADVICE', 'kind_of', 'errors_in', 'chain', 'errors_of',
-           'marked', 'end_all', 'ChampionError', 'mend_champion', 'restored_record', 'restore_bundle', 'die_with',
-           'child', 'Attempt', 'start', 'lines', 'follow', 'failure', 'told_mended', 'attempt', 'show_stopped', 'Again',
-           'tried', 'entry_of', 'run_batch', 'fail', 'noted', 'note_gap', 'what_to_tell', 'tell_all', 'sweep',
-           'figures', 'Stopped', 'stoppable', 'at_run', 'on_purpose', 'turns', 'run', 'Failed', 'Away', 'raise_failed']
+           'marked', 'end_all', 'ChampionError', 'mend_champion', 'keep_champion', 'restored_record', 'restore_bundle',
+           'die_with', 'child', 'Attempt', 'start', 'lines', 'follow', 'failure', 'told_mended', 'attempt',
+           'show_stopped', 'Again', 'tried', 'entry_of', 'run_batch', 'fail', 'noted', 'note_gap', 'what_to_tell',
+           'tell_all', 'sweep', 'figures', 'tell_prometheus', 'Stopped', 'stoppable', 'at_run', 'on_purpose', 'turns',
+           'run', 'Failed', 'Away', 'raise_failed']
 
 # %% ../nbs/library/47_run.ipynb #b60b790e
 import ctypes, json, logging, os, re, select, shutil, signal, socket, subprocess, sys, threading, time, traceback
@@ -123,8 +124,13 @@ def mend_champion(settings:Settings) -> str: # What was put back, in words; empt
     except BundleError:
         restore_bundle(settings, known)
         said.append(f"the bundle of version {known['version']}")
-    if not copy.is_file() or copy.read_bytes()!=file.read_bytes(): write_json(copy, known)
+    keep_champion(tree)
     return " and ".join(said)
+
+def keep_champion(tree:Tree) -> None:
+    "Keep a copy of `champion.json`, as it is known to be right: before a build, and after."
+    file, copy = tree.models/"champion.json", tree.state/"champion.json"
+    if file.is_file() and (not copy.is_file() or copy.read_bytes()!=file.read_bytes()): write_json(copy, read_json(file))
 
 def restored_record(tree:Tree, copy:Path) -> dict:
     "The copy of `champion.json`, if the audit log agrees."
@@ -167,7 +173,9 @@ def child(task:str) -> None:
     try:
         settings = load_settings()
         if mended := mend_champion(settings): say(event="mended", what=mended)
-        say(event="built", seconds=build(settings, given["batch"], given["force"], lambda stage: say(event="began", stage=stage)))
+        seconds = build(settings, given["batch"], given["force"], lambda stage: say(event="began", stage=stage))
+        keep_champion(Tree(settings))
+        say(event="built", seconds=seconds)
     except Exception as e:
         if not isinstance(e, HealthPredictError): traceback.print_exc()
         say(event="failed", module=type(e).__module__, name=type(e).__name__, text=str(e), errors=chain(e))
@@ -304,7 +312,7 @@ def entry_of(tree:Tree, kept:dict, turn:Turn) -> dict:
     file, former = version_of(tree, turn.batch), kept["batches"].get(str(turn.batch), {})
     tries = former.get("tries", 0)+(former.get("state")=="running") if former.get("file")==file else 0
     return {"state": "running", "file": file, "tries": tries, "late": turn.late or bool(former.get("late")), "stage": None, "error": None, "kind": None,
-            "began": now(), "ended": None, "seconds": former.get("seconds", {}), "told": True}
+            "began": now(), "ended": None, "seconds": former.get("seconds", {}), "told": False}
 
 def run_batch(
     settings:Settings, held:Held, journal:Journal, turn:Turn, # All of them; the lock; the run's log; the batch
@@ -325,9 +333,10 @@ def run_batch(
         entry |= {"state": "stopped", "ended": now()}
         keep(tree, kept)
         raise
-    entry |= {"ended": now(), "stage": found.stage, "error": found.error[:2000] or None, "kind": found.kind or None}
+    entry |= {"file": version_of(tree, turn.batch), "ended": now(), "stage": found.stage, "error": found.error[:2000] or None, "kind": found.kind or None}
     entry["seconds"] |= found.seconds
-    if not found.failed: entry |= {"state": "published", "tries": 0, "told": False}
+    unchanged = not found.seconds and former and former["state"]=="published"
+    if not found.failed: entry |= {"state": "published", "tries": 0, "told": bool(unchanged and former.get("told"))}
     elif not version_of(tree, turn.batch): kept["batches"] = {k: v for k,v in (kept["batches"]|{str(turn.batch): former}).items() if v}    # no such batch
     else: fail(settings, journal, turn, entry, kept, found, n)
     keep(tree, kept)
@@ -422,25 +431,35 @@ def figures(settings:Settings) -> tuple[dict[str, float|None], dict[str, float]]
         "batches_failed": sum(v["state"]=="failed" for v in kept["batches"].values()),
         "last_batch": newest(tree, kept), "champion_version": now_in_charge and now_in_charge["version"]}, stages
 
+# %% ../nbs/library/47_run.ipynb #4a6a9c7b
+def tell_prometheus(settings:Settings) -> None:
+    "Write the metrics, if they are wanted; what can't be read fails no run."
+    if not settings.run.metrics_file: return
+    try: write_metrics(settings, *figures(settings))
+    except (OSError, HealthPredictError) as e: log.warning("no metrics: %s", e)
+
 # %% ../nbs/library/47_run.ipynb #fde814b6
 class Stopped(BaseException):
     "Somebody ended this run; `signal` says how."
-    def __init__(self, number:int): super().__init__(f"stopped by {signal.Signals(number).name}"); self.number = number
+    def __init__(self, number:int, hint:str=""): super().__init__(f"stopped by {signal.Signals(number).name}{hint}"); self.number = number
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    "Have SIGINT and SIGTERM raise `Stopped`, in the main thread."
-    def stop(number, frame): raise Stopped(number)
-    former = {o: signal.signal(o, stop) for o in (signal.SIGINT, signal.SIGTERM)} if threading.current_thread() is threading.main_thread() else {}
+def stoppable(
+    *numbers:int, hint:str="", # Signals; what to say besides
+)->Iterator[None]:
+    "Have signals raise `Stopped`, in the main thread."
+    def stop(number, frame): raise Stopped(number, hint)
+    former = {o: signal.signal(o, stop) for o in numbers} if threading.current_thread() is threading.main_thread() else {}
     try: yield
     finally:
         for o,f in former.items(): signal.signal(o, f)
 
+# %% ../nbs/library/47_run.ipynb #876365d9
 @contextmanager
 def at_run(settings:Settings) -> Iterator[tuple[Held, Journal, dict]]: # The lock, the log; whether it failed
     "The lock, the log and the sign of life around a run; keeps how it ended."
     run, outcome, began, tree = uuid4().hex, {"failed": True}, time.monotonic(), Tree(settings)
-    with stoppable(), lock(tree, run) as held:
+    with stoppable(signal.SIGINT, signal.SIGTERM, hint="; the next run goes on there"), lock(tree, run) as held:
         journal = Journal(settings, run)
         ping(settings, "/start")
         if old := held.former.get("run"): end_all(old)
@@ -451,10 +470,10 @@ def at_run(settings:Settings) -> Iterator[tuple[Held, Journal, dict]]: # The loc
             kept = read_kept(tree)
             keep(tree, kept|{"ended": now()}|({} if outcome["failed"] else {"succeeded": now()}))
             journal("run finished", seconds=round(time.monotonic()-began, 1), failed=outcome["failed"])
-            write_metrics(settings, *figures(settings))
+            tell_prometheus(settings)
             ping(settings, "/fail" if outcome["failed"] else "")
 
-# %% ../nbs/library/47_run.ipynb #68e7e424
+# %% ../nbs/library/47_run.ipynb #c7d4cedf
 def on_purpose(tree:Tree, batch:int) -> Turn:
     "The turn of a batch that somebody names; late, where it comes after later ones and never ran."
     kept = read_kept(tree)
@@ -472,6 +491,7 @@ def turns(settings:Settings, batches:Iterable[int]|None, everything:bool) -> Ite
         yield turn
         if turn.batch is None or not everything: return
 
+# %% ../nbs/library/47_run.ipynb #3878b72e
 def run(
     settings:Settings, # As `load_settings` gives them, since the build loads its own
     batches:Iterable[int]|None=None, everything:bool=False, # Named ones, in this order; or else all whose turn comes, not only the next

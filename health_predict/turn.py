@@ -55,7 +55,9 @@ def keep(tree:Tree, kept:Mapping) -> None:
 def arrived(tree:Tree) -> list[int]: # Ascending
     "The batches whose file is complete in `incoming`."
     if not tree.incoming.is_dir(): return []
-    with os.scandir(tree.incoming) as found: names = [o.name for o in found]
+    try:
+        with os.scandir(tree.incoming) as found: names = [o.name for o in found]
+    except OSError as e: raise RunError(f"{tree.incoming} can't be read: {e.strerror}; give this user the right to") from None
     return sorted({int(m[1]) for o in names if (m := re.fullmatch(r"(0|[1-9]\d*)\.(?:csv|parquet)", o))})
 
 def published(tree:Tree, kept:Mapping, batch:int) -> bool:

@@ -68,7 +68,6 @@ module "machine" {
   data_gb          = var.data_gb
   subnet_id        = module.network.subnet_id
   zone             = module.network.zone
-  public           = !var.nat
   security_group   = module.network.security_group
   instance_profile = module.identity.instance_profile
   key_arn          = module.storage.key_arn

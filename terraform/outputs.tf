@@ -1,5 +1,5 @@
 output "storage" {
-  description = "The storage tree: HEALTH_PREDICT_STORAGE."
+  description = "Where the storage tree is kept besides the data disk: HEALTH_PREDICT_STORAGE__REMOTE. New batches are put below incoming/ there."
   value       = "s3://${module.storage.bucket}/storage"
 }
 

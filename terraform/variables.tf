@@ -109,7 +109,7 @@ variable "root_gb" {
 }
 
 variable "data_gb" {
-  description = "Size of the data disk in GB: MLflow's database, work in progress. It outlives the machine."
+  description = "Size of the data disk in GB: the storage tree that runs work on, MLflow's database in it. It outlives the machine."
   type        = number
   default     = 50
 

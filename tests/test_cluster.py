@@ -12,17 +12,21 @@ from pathlib import Path
 
 import pytest
 import requests
+from moto import mock_aws
 
 from health_predict import audit
 from health_predict.bundle import Bundle, finish, write_bundle
 from health_predict.cluster import Cluster, ClusterError, apply, find, get
 from health_predict.cohort import TARGETS, can_return, outcome, side
-from health_predict.deploy import DeployError, deploy_image, deploy_model, known_encounters, verify
+from health_predict.deploy import DeployError, deploy_image, deploy_model, known_encounters, plan, settle, verify
+from health_predict.doctor import look_at_cluster
 from health_predict.features import fit_encode
+from health_predict.image import RENEWED, SECRET, ensure_pull_secret
 from health_predict.registry import place, promote, record
-from health_predict.rollout import APP, CANARY, deployed, deployment_of, follow, pods_of, running_image
+from health_predict.rollout import APP, CANARY, canary_manifest, deployed, deployment_of, follow, pods_of, running_image
 from health_predict.settings import load_settings
 from health_predict.smoke import as_request
+from health_predict.startup import up_cluster
 from health_predict.storage import Tree, champion, write_parquet
 from health_predict.train import train_target
 
@@ -47,8 +51,8 @@ def free_ports() -> int:
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory):
     """A control plane of its own, stopped at the end."""
-    program = os.environ.get("TEST_KUBE")
-    if not program or not Path(program).is_file(): pytest.skip("no Kubernetes control plane is at hand: set TEST_KUBE to its program kube")
+    program = Path(os.environ.get("TEST_KUBE", "nowhere")) / "kube"
+    if not program.is_file(): pytest.skip("no Kubernetes control plane is at hand: set TEST_KUBE to the folder of its program kube")
     folder = tmp_path_factory.mktemp("plane")
     try:
         done = subprocess.run([program, "up", str(folder), str(free_ports())], capture_output=True, text=True, timeout=180)
@@ -295,3 +299,38 @@ def test_stage_says_what_the_canary_answered(cluster):
     assert (found["verified"], found["where"]) == (True, "test")
     asked = ["ready", "digest", "version", "scores", "speed", "refusals", "explanation", "recent requests", "against the champion"]
     assert [o["check"] for o in found["checks"]] == asked
+
+
+def test_up_and_doctor_look_at_the_cluster(cluster, monkeypatch):
+    stale = canary_manifest(deployment_of(cluster), "0" * 64)
+    stale["spec"]["replicas"] = 0
+    apply(cluster, stale)    # a deployment was killed
+    done = {o.what: (o.said, o.changed) for o in up_cluster(cluster.settings)}
+    assert done["canary"] == ("what an interrupted deployment left was taken away", True) and get(cluster, "Deployment", CANARY) is None
+    assert done["pods"] == ("2 are ready", False)
+    began = time.monotonic()
+    assert not any(o.changed for o in up_cluster(cluster.settings)) and time.monotonic() - began < 3
+    found = {o.what: (o.state, o.said) for o in look_at_cluster(cluster.settings)}
+    assert found == {"cluster": ("ok", "test answers"), "deployment": ("ok", "2 pods are ready, of api:3")}
+    assert list(plan(cluster.settings, "api:4", None)) == ["the pods would be replaced, one by one: api:3 → api:4"]
+    assert list(plan(cluster.settings, "api:3", 2)) == ["all pods run api:3 already; they would be asked", "version 2 is in charge already"]
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"): monkeypatch.setenv(name, "testing")
+    registry = {**cluster.settings.deploy.model_dump(), "registry": "123456789012.dkr.ecr.eu-west-1.amazonaws.com"}
+    settings = load_settings(storage={"root": cluster.settings.storage.root}, deploy=registry)
+    assert next(o for o in look_at_cluster(settings) if o.what == "pull secret").said == "there is none"
+    with mock_aws():
+        assert ensure_pull_secret(settings, cluster) == "the pull secret was made"
+        assert ensure_pull_secret(settings, cluster) == "the pull secret is 0.0 h old"
+        old = get(cluster, "Secret", SECRET)["metadata"]["annotations"][RENEWED]
+        a_year_ago = {"metadata": {"annotations": {RENEWED: f"{int(old[:4]) - 1}{old[4:]}"}}}
+        cluster.node.api("PATCH", f"api/v1/namespaces/health-predict/secrets/{SECRET}", a_year_ago, "application/merge-patch+json")
+        assert next(o for o in look_at_cluster(settings) if o.what == "pull secret").state == "fault"
+        assert ensure_pull_secret(settings, cluster) == "the pull secret was renewed"
+
+
+def test_pods_that_do_not_follow_have_the_pointer_go_back(cluster):
+    hasty = load_settings(storage={"root": cluster.settings.storage.root}, deploy={**cluster.settings.deploy.model_dump(), "rollout": 0.01})
+    leads, said = settle(hasty, "0" * 64, 3, "it ranks better")    # as if version 3 were in charge, and no pod took it
+    assert not leads and "not all pods serve version 3" in said and "version 1 is in charge again" in said
+    assert follow(cluster, champion(Tree(hasty))["digest"], 1).passed

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -20,11 +21,23 @@ from health_predict.deploy import free_port, verify
 from health_predict.features import fit_encode
 from health_predict.image import SECRET, ImageError, builder, ecr_login, ensure_repository, pushed, reference, secret_manifest
 from health_predict.settings import load_settings
-from health_predict.startup import down, noted, up
+from health_predict.startup import began, down, noted, up
 from health_predict.storage import Tree, write_json
 from health_predict.train import train_target
 
 ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
+
+
+def until(check, seconds: float = 60):
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end
+        time.sleep(.05)
+
+
+def answers(url: str) -> bool:
+    try: return requests.get(f"{url}/health", timeout=5).status_code == 200
+    except requests.RequestException: return False
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +75,24 @@ def test_server_that_answers_for_another_version_fails(served):
     assert {o["check"] for o in found["checks"] if o["passed"]} == {"ready", "digest", "scores", "speed", "refusals", "explanation"}
 
 
+def test_run_that_is_killed_takes_its_server_along(served):
+    settings, bundle, _ = served
+    program = f"""
+import sys, time
+from health_predict.deploy import local_server
+from health_predict.settings import load_settings
+with local_server(load_settings(storage={{"root": {settings.storage.root!r}}}), {bundle.digest!r}) as (url, process, log):
+    print(process.pid, url, flush=True)
+    time.sleep(600)"""
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    server, url = parent.stdout.readline().split()
+    until(lambda: answers(url))
+    parent.kill()
+    parent.wait()
+    until(lambda: not answers(url))
+    until(lambda: began(int(server)) is None)
+
+
 def test_synthetic_model_is_not_for_a_cluster(served):
     settings, bundle, rows = served
     found = verify(load_settings(storage={"root": settings.storage.root}, deploy={"context": "hospital"}), bundle, 7, rows)
@@ -79,11 +110,7 @@ def test_up_starts_what_does_not_run_and_down_ends_it(served, shell, monkeypatch
         assert [(o.what, o.changed) for o in up(settings)] == [("API", False)] and time.monotonic() - began < 2    # well already: no time lost
         assert noted(settings, "api") == process
         os.kill(process, signal.SIGKILL)    # as a reboot leaves it: noted, and gone
-        deadline = time.monotonic() + 10
-        while noted(settings, "api") is not None and time.monotonic() < deadline:
-            try: os.waitpid(process, os.WNOHANG)
-            except ChildProcessError: pass
-            time.sleep(.05)
+        until(lambda: not answers(url))
         assert [o.changed for o in up(settings)] == [True]
     finally: ended = {o.what: o.changed for o in down(settings)}
     assert ended == {"api": True, "mlflow": False}

@@ -74,11 +74,11 @@ run "by_default" {
 
   # Nobody gets in.
   assert {
-    condition     = module.machine.instance.metadata_options[0].http_tokens == "required"
-    error_message = "IMDSv1 is answered"
+    condition     = module.machine.instance.metadata_options[0].http_tokens == "required" && module.machine.instance.metadata_options[0].http_put_response_hop_limit == 1
+    error_message = "IMDSv1 is answered, or containers reach the machine's role"
   }
   assert {
-    condition     = module.machine.instance.associate_public_ip_address == false
+    condition     = coalesce(module.network.public_address, false) == false
     error_message = "the machine has a public address"
   }
   assert {
@@ -131,18 +131,18 @@ run "by_default" {
   }
 }
 
-run "without_a_cluster_containers_stay_away_from_the_role" {
+run "without_nat_and_without_a_cluster" {
   variables {
     minikube = null
     nat      = false
   }
   assert {
-    condition     = module.machine.instance.metadata_options[0].http_put_response_hop_limit == 1
-    error_message = "the hop limit is more than a machine without pods needs"
+    condition     = module.network.public_address && length(module.network.ingress) == 0
+    error_message = "without NAT the machine needs a public address, and still nobody may come in"
   }
   assert {
-    condition     = module.machine.instance.associate_public_ip_address && length(module.network.ingress) == 0
-    error_message = "without NAT the machine needs a public address, and still nobody may come in"
+    condition     = strcontains(module.machine.user_data, "MINIKUBE_VERSION=''") && !strcontains(module.machine.user_data, "DEPLOY__CONTEXT")
+    error_message = "without a cluster user-data still speaks of one"
   }
 }
 

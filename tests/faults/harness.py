@@ -7,9 +7,11 @@ import hashlib
 import json
 import re
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +29,7 @@ from health_predict.synthetic import write_cohort
 
 STAGES = ("ingest", "features", "drift", "decide", "train", "evaluate", "deploy", "promote", "publish")
 LIMIT = 1800    # seconds, for a run on a busy machine
-VOLATILE = ("since", "time", "seconds", "run_id", "duration", "at")
+VOLATILE = ("since", "time", "seconds", "run_id", "duration", "at", "began", "ended", "finished")
 SMALL = {"HEALTH_PREDICT_MODEL__FAMILIES": "logistic", "HEALTH_PREDICT_EVALUATE__BOOTSTRAP": "100", "HEALTH_PREDICT_GATE__RESAMPLES": "100",
     "HEALTH_PREDICT_RUN__PAUSE": "0", "HEALTH_PREDICT_RUN__SET_ASIDE": "1000"}
 
@@ -120,7 +122,7 @@ def plain(value):
     return [plain(o) for o in value] if isinstance(value, list) else value
 
 
-def state_of(storage: Path) -> dict:
+def state_of(storage: Path, database: Path | None = None) -> dict:
     """What a storage has come to, without times: champion, decisions, labels, versions, audit, reports. Raises where it is broken."""
     tree = Tree(load_settings(storage={"root": str(storage)}))
     champion = json.loads((tree.models / "champion.json").read_text())
@@ -133,7 +135,7 @@ def state_of(storage: Path) -> dict:
     for o in sorted(tree.labels.glob("*.parquet")): found[f"labels {o.stem}"] = pd.read_parquet(o).to_csv(index=False)
     decided = [o for o in entries(tree) if o["kind"] in ("decision", "promotion", "rejection", "breaker")]
     found["audit"] = [[o["kind"], o["batch"], plain(o["details"])] for o in decided]
-    found["versions"], found["alias"] = mlflow_has(tree.root / "mlflow" / "mlflow.db")
+    found["versions"], found["alias"] = mlflow_has(database or tree.root / "mlflow" / "mlflow.db")
     found["reports"] = reports_of(tree)
     left = [p for folder in (tree.root, *tree.root.rglob("*")) if folder.is_dir() and folder.name != "mlflow" for p in folder.glob(".*.tmp")]
     assert not left, f"left behind: {left}"
@@ -170,6 +172,41 @@ def durations(storage: Path) -> dict[str, float]:
     """How long each stage took."""
     lines = [json.loads(o) for o in (storage / "logs" / "run.jsonl").read_text().splitlines()]
     return {o["stage"]: o["seconds"] for o in lines if o["event"] == "stage finished"}
+
+
+class Proxy:
+    """A TCP proxy in front of a server, that can be slow, and away from some request on."""
+    def __init__(self, port: int):
+        self.target, self.pause, self.left, self.seen = port, 0.0, None, 0
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listening.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        while True:
+            try: client = self.listening.accept()[0]
+            except OSError: return
+            threading.Thread(target=self.serve, args=(client,), daemon=True).start()
+
+    def serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self.target)) as server:
+            threading.Thread(target=self.back, args=(server, client), daemon=True).start()
+            try:
+                while data := client.recv(65536):
+                    if b" HTTP/1.1\r\n" in data:
+                        self.seen += 1
+                        if self.left is not None: self.left -= 1
+                        time.sleep(self.pause)
+                    if self.left is not None and self.left < 0: return    # in the middle of a request
+                    server.sendall(data)
+            except OSError: pass
+
+    def back(self, server: socket.socket, client: socket.socket) -> None:
+        try:
+            while data := server.recv(65536): client.sendall(data)
+        except OSError: pass
+
+    def close(self) -> None: self.listening.close()
 
 
 @dataclass

@@ -6,12 +6,16 @@
 import os
 import random
 import shutil
+import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
-from harness import LIMIT, STAGES, Cohort, Kill, Tally, began, differences, digest_of, durations, state_of
+import requests
+from harness import LIMIT, STAGES, Cohort, Kill, Proxy, Tally, began, differences, digest_of, durations, state_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a small disk is mounted")
@@ -37,13 +41,14 @@ def tally():
     print(made)
 
 
-def recovered(cohort, storage, calm, tally, faults, *words, **environment):
+def recovered(cohort, storage, calm, tally, faults, *words, database=None, **environment):
     """Rerun to the end, and compare."""
     since = time.monotonic()
     code = cohort.run(storage, *words, **environment)
-    took, found = time.monotonic() - since, state_of(storage)
+    took, found = time.monotonic() - since, state_of(storage, database)
     same = code == 0 and digest_of(found) == digest_of(calm[0])
     for o in faults: tally.add(o, same, took)
+    print(f"{', '.join(faults)}: {'survived' if same else 'NOT SURVIVED'}, recovered in {took:.1f} s", flush=True)
     assert code == 0, (storage / "said.txt").read_text()
     assert differences(found, calm[0]) == []
 
@@ -140,3 +145,44 @@ def test_two_at_once_and_mail_away(cohort, calm, tally):
     pair = [cohort.start(storage, **mail) for _ in range(2)]
     assert sorted(o.wait(LIMIT) for o in pair) == [0, 5]
     recovered(cohort, storage, calm, tally, ["two runs at once", "SMTP away"], **mail)
+
+
+@pytest.fixture
+def mlflow_server(cohort, tmp_path):
+    """A real MLflow server, and a proxy in front of it."""
+    with socket.create_server(("127.0.0.1", 0)) as s: port = s.getsockname()[1]
+    program = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "--artifacts-destination", str(tmp_path / "artifacts"), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with open(tmp_path / "server.txt", "wb") as said: server = subprocess.Popen(program, env=cohort.project.environment, stdout=said, stderr=said)
+    proxy = Proxy(port)
+    while not reachable(port):
+        assert server.poll() is None, (tmp_path / "server.txt").read_text()
+        time.sleep(.1)
+    assert requests.get(f"http://127.0.0.1:{port}/health", timeout=120).status_code == 200
+    yield proxy, tmp_path / "mlflow.db"
+    proxy.close()
+    for o in psutil.Process(server.pid).children(recursive=True): o.kill()
+    server.kill()
+    server.wait()
+
+
+def reachable(port):
+    try: return not socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError: return False
+
+
+def test_mlflow_away_slow_and_failing_half_way(cohort, calm, tally, mlflow_server):
+    """Away at first; then slow, and gone in the middle of a registration; then well."""
+    proxy, database = mlflow_server
+    storage = cohort.storage()
+    there = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{proxy.port}", "HEALTH_PREDICT_RUN__ATTEMPTS": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+             "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+    proxy.left = 0
+    assert cohort.run(storage, **there) == 6 and began(storage)[-1] == "decide", (storage / "said.txt").read_text()
+    proxy.left, proxy.pause = None, .1
+    process = cohort.start(storage, **there)
+    while process.poll() is None and "deploy" not in began(storage): time.sleep(.01)
+    proxy.left = 12
+    assert process.wait(LIMIT) == 6 and began(storage)[-1] == "deploy", (storage / "said.txt").read_text()
+    proxy.left, proxy.pause = None, 0
+    recovered(cohort, storage, calm, tally, ["MLflow away", "MLflow slow, then failing half-way"], database=database, **there)

@@ -44,8 +44,9 @@ packages() {
     [ "$(dpkg-query --show --showformat='${db:Status-Status}' "$o" 2>/dev/null)" = installed ] || missing+=("$o")
   done
   [ ${#missing[@]} -gt 0 ] || return 0
+  dpkg --configure -a    # where an earlier start was cut off
   apt-get -qq update
-  apt-get -qq install --yes --no-install-recommends "${missing[@]}" > /dev/null
+  apt-get -qq -o DPkg::Lock::Timeout=600 install --yes --no-install-recommends "${missing[@]}" > /dev/null
   did "installed ${missing[*]}"
 }
 
@@ -88,7 +89,7 @@ disk() {
     mount "$DATA"
     did "mounted $DATA"
   fi
-  local o; for o in "$DATA" "$DATA/mlflow" "$DATA/runs" "$DATA/serving" "$LOGS"; do
+  local o; for o in "$DATA" "$DATA/storage" "$LOGS"; do
     [ "$(stat --format=%U "$o" 2>/dev/null)" = "$USER_NAME" ] || { install -d -o "$USER_NAME" -g "$USER_NAME" -m 750 "$o"; did "made $o"; }
   done
 }
@@ -160,13 +161,12 @@ minikube() {
   fi
 }
 
-# unit NAME: a systemd unit from standard input, enabled; started anew where it, the release or a secret changed.
+# unit NAME: a systemd unit from standard input, enabled and running; started anew where it, the release or a secret changed.
 unit() {
-  if put "$UNITS/$1"; then
-    systemctl daemon-reload
-    systemctl enable --quiet "$1"
-  elif [ -z "$restart" ]; then return 0; fi
-  systemctl restart "$1"
+  local anew=$restart
+  if put "$UNITS/$1"; then anew=yes; systemctl daemon-reload; fi
+  systemctl is-enabled --quiet "$1" || systemctl enable --quiet "$1"
+  if [ -n "$anew" ] || ! systemctl is-active --quiet "$1"; then systemctl restart "$1"; fi
 }
 
 # service NAME ARGUMENTS: a command of health-predict that systemd keeps running, with as few rights as it needs.
@@ -226,13 +226,17 @@ $LOGS/*.log {
   su $USER_NAME $USER_NAME
 }
 ROTATE
-  local to=/opt/aws/amazon-cloudwatch-agent/etc/health-predict.json
+  local to=/opt/aws/amazon-cloudwatch-agent/etc/health-predict.json anew=''
   [ -d "${to%/*}" ] || return 0
   if put "$to" <<JSON
 {"agent": {"run_as_user": "root"}, "logs": {"logs_collected": {"files": {"collect_list": [
-  {"file_path": "$LOGS/*.log", "log_group_name": "$LOG_GROUP", "log_stream_name": "{instance_id}"}]}}}}
+  {"file_path": "$LOGS/*.log", "log_group_name": "$LOG_GROUP", "log_stream_name": "{instance_id}"},
+  {"file_path": "$DATA/storage/logs/*.log", "log_group_name": "$LOG_GROUP", "log_stream_name": "{instance_id}-runs"}]}}}}
 JSON
-  then /opt/aws/amazon-cloudwatch-agent/bin/amazon-cloudwatch-agent-ctl -a fetch-config -m ec2 -s -c "file:$to" > /dev/null; fi
+  then anew=yes; fi
+  if [ -n "$anew" ] || ! systemctl is-active --quiet amazon-cloudwatch-agent.service; then
+    /opt/aws/amazon-cloudwatch-agent/bin/amazon-cloudwatch-agent-ctl -a fetch-config -m ec2 -s -c "file:$to" > /dev/null
+  fi
 }
 
 main() {

@@ -38,14 +38,14 @@ locals {
 
   # What health-predict reads: defaults of this machine, then the user's.
   settings = merge({
-    HEALTH_PREDICT_STORAGE          = "s3://${var.bucket}/storage"
-    HEALTH_PREDICT_RUNS             = "/srv/health-predict/runs"
-    HEALTH_PREDICT_RUN__SCHEDULE    = var.schedule
-    HEALTH_PREDICT_DEPLOY__REGISTRY = var.registry
-    HEALTH_PREDICT_DEPLOY__IMAGE    = var.repository
-    HEALTH_PREDICT_SERVING__LOCAL   = "/srv/health-predict/serving"
-    MLFLOW_TRACKING_URI             = "sqlite:////srv/health-predict/mlflow/mlflow.db"
-    AWS_DEFAULT_REGION              = var.region
+    HEALTH_PREDICT_STORAGE             = "/srv/health-predict/storage"
+    HEALTH_PREDICT_STORAGE__REMOTE     = "s3://${var.bucket}/storage"
+    HEALTH_PREDICT_STORAGE__ENCRYPTION = "aws:kms"
+    HEALTH_PREDICT_STORAGE__KMS_KEY    = var.key_arn
+    HEALTH_PREDICT_RUN__SCHEDULE       = var.schedule
+    HEALTH_PREDICT_DEPLOY__REGISTRY    = var.registry
+    HEALTH_PREDICT_DEPLOY__IMAGE       = var.repository
+    AWS_DEFAULT_REGION                 = var.region
     }, var.minikube == null ? {} : {
     HEALTH_PREDICT_DEPLOY__MINIKUBE = "true"
     HEALTH_PREDICT_DEPLOY__CONTEXT  = "minikube"
@@ -76,26 +76,23 @@ resource "aws_ebs_volume" "data" {
 }
 
 resource "aws_instance" "this" {
-  #checkov:skip=CKV_AWS_88:a public address only where the user does without the NAT gateway (nat = false); the security group lets nobody in
   ami                         = var.ami == null ? data.aws_ami.debian[0].id : var.ami
   instance_type               = var.instance_type
   subnet_id                   = var.subnet_id
   vpc_security_group_ids      = [var.security_group]
   iam_instance_profile        = var.instance_profile
-  associate_public_ip_address = var.public
   ebs_optimized               = true
   monitoring                  = true
   disable_api_termination     = var.protect
   user_data                   = local.user_data
   user_data_replace_on_change = true
   tags                        = { Name = var.name }
-  volume_tags                 = { Name = "${var.name}-root" }
 
-  # Tokens only. One hop keeps containers from the machine's role; pods in Minikube are two more hops away and read the storage with it.
+  # Tokens only, and one hop: containers can't take the machine's role. Pods read the storage from a folder that Minikube mounts.
   metadata_options {
     http_endpoint               = "enabled"
     http_tokens                 = "required"
-    http_put_response_hop_limit = var.minikube == null ? 1 : 3
+    http_put_response_hop_limit = 1
   }
 
   root_block_device {
@@ -103,6 +100,7 @@ resource "aws_instance" "this" {
     volume_size = var.root_gb
     encrypted   = true
     kms_key_id  = var.key_arn
+    tags        = { Name = "${var.name}-root" }
   }
 
   lifecycle {

@@ -8,7 +8,6 @@ variable "root_gb" { type = number }
 variable "data_gb" { type = number }
 variable "subnet_id" { type = string }
 variable "zone" { type = string }
-variable "public" { type = bool }
 variable "security_group" { type = string }
 variable "instance_profile" { type = string }
 variable "key_arn" { type = string }

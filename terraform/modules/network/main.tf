@@ -22,10 +22,11 @@ resource "aws_default_security_group" "closed" {
 }
 
 resource "aws_subnet" "public" {
+  #checkov:skip=CKV_AWS_130:the machine has a public address only where the user does without the NAT gateway (nat = false); its security group lets nobody in
   vpc_id                  = aws_vpc.this.id
   availability_zone       = local.zone
   cidr_block              = cidrsubnet(var.cidr, 2, 0)
-  map_public_ip_on_launch = false
+  map_public_ip_on_launch = !var.nat
   tags                    = { Name = "${var.name}-public" }
 
   lifecycle {
