@@ -500,9 +500,12 @@ def report_prune(keep:Annotated[int|None, typer.Option(min=1, help="Leave the ne
 
     Stays: what later batches learn from, what the audit log rests on, the champion and its forerunner with their reports, failed batches.
     Example: health-predict report prune --keep 24 --older-than 365 --dry-run"""
+    from health_predict.mirror import pull, remove
     from health_predict.retention import prune, to_remove
     settings = load_settings()
+    if not dry_run: pull(settings)
     found = to_remove(settings, keep, older_than) if dry_run else prune(settings, keep, older_than)
+    if found and not dry_run: remove(settings, [o.batch for o in found], [f for o in found for f in o.files])
     for o in found: typer.echo(f"batch {o.batch}: {len(o.files):,} files, {o.size/1e6:,.1f} MB")
     said, size = "would be removed" if dry_run else "removed", sum(o.size for o in found)/1e6
     typer.echo(f"{said}: {size:,.1f} MB of {len(found):,} batch{'' if len(found)==1 else 'es'}")

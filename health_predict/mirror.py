@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PLACES', 'LEDGER', 'KEPT', 'LINE', 'path_of', 'travels', 'local_files', 'prefixes_of', 'Known', 'read_ledger', 'news',
            'claim', 'described', 'catch_up', 'take', 'listed', 'is_read_later', 'earlier', 'bundles', 'waiting',
-           'pull_champion', 'pull', 'give', 'give_all', 'give_new', 'push', 'push_models', 'withdraw', 'push_gallery',
-           'push_champion', 'push_bundle', 'remove', 'begins_with', 'forked', 'push_audit', 'pull_audit', 'arrived',
-           'status']
+           'former_notebooks', 'pull_champion', 'pull', 'give', 'give_all', 'give_new', 'push', 'push_models',
+           'withdraw', 'push_gallery', 'push_champion', 'push_bundle', 'key_of', 'remove', 'begins_with', 'forked',
+           'push_audit', 'pull_audit', 'arrived', 'status']
 
 # %% ../nbs/library/25_mirror.ipynb #61b5c7c7
 import hashlib, json, os, socket
@@ -155,7 +155,7 @@ def bundles(store, tree:Tree, batch:int|None) -> list[Item]:
     line = [now, *now["former"]]
     wanted = line[:LINE]+[o for o in line if batch is not None and o["batch"]<batch][:1]
     missing = {o["path"] for o in wanted if not (tree.models/o["path"]/"manifest.json").is_file()}
-    return listed(store, [f"models/{o}/" for o in sorted(missing)])
+    return listed(store, [f"models/{o}" for o in sorted(missing)])    # the folder, and the note beside it
 
 # %% ../nbs/library/25_mirror.ipynb #74f8d3ff
 def waiting(store, tree:Tree) -> list[Item]:
@@ -163,6 +163,12 @@ def waiting(store, tree:Tree) -> list[Item]:
     found = [(o, o.key.removeprefix("incoming/").partition(".")) for o in store.items("incoming/")]
     done = lambda b: (f := tree.reports/b/"summary.json").is_file() and read_json(f)["state"]=="published"
     return [o for o,(stem,_,suffix) in found if stem.isdecimal() and suffix in ("csv", "parquet") and not done(stem)]
+
+def former_notebooks(store, tree:Tree, batch:int) -> list[Item]:
+    "The executed notebooks of the batch before, which a batch is compared with, where this machine lacks them."
+    before = max((b for b in numbered(tree.runs) if b<batch), default=None)
+    if before is None or any(tree.run(before).glob("*.ipynb")): return []
+    return [o for o in store.items(f"runs/{before}/") if o.key.count("/")==2 and o.key.endswith(".ipynb")]
 
 def pull_champion(store, tree:Tree, known:Known) -> list[str]: # Keys fetched
     "Bring champion.json, unless the local champion came after the one that is there: that one is yet to be put."
@@ -194,7 +200,7 @@ def pull(
     if everything: items = [o for o in store.items() if o.key.split("/")[0]!="audit"]
     try:
         got = take(store, tree, known, {o.key: o for o in items if o.key!="models/champion.json"}.values())
-        if batch is None: got += take(store, tree, known, waiting(store, tree))
+        got += take(store, tree, known, waiting(store, tree) if batch is None else former_notebooks(store, tree, batch))
         got += pull_champion(store, tree, known)    # names a bundle, which is there by now
         known.facts["seen"] = sorted({*known.facts["seen"], *unseen})
     finally: known.save()
@@ -258,7 +264,9 @@ def push_models(store, tree:Tree, known:Known, everything:bool=False) -> list[st
     "Put bundles, their manifests last. A bundle's folder is named by its digest: what was put once isn't looked at again."
     folders = [f"models/{p.name}/" for p in sorted(tree.models.iterdir()) if p.is_dir() and travels(f"models/{p.name}")] if tree.models.is_dir() else []
     new = [o for o in folders if everything or not known.get(f"{o}manifest.json")]
-    return [*give_all(store, tree, known, new, but="manifest.json"), *give_all(store, tree, known, [f"{o}manifest.json" for o in new])]
+    notes = {k: p for k,p in ((f"{o[:-1]}.json", path_of(tree, f"{o[:-1]}.json")) for o in new) if p.is_file()}    # who a bundle is, beside it
+    return [*give_all(store, tree, known, new, but="manifest.json"), *give(store, tree, known, notes, ()),
+            *give_all(store, tree, known, [f"{o}manifest.json" for o in new])]
 
 def withdraw(store, tree:Tree, known:Known, batch:int) -> None:
     "Take back the pages that this machine published of stages which, by the batch's new summary, it didn't come to."
@@ -293,16 +301,34 @@ def push_champion(store, tree:Tree, known:Known) -> list[str]:
 def push_bundle(settings:Settings, folder:Path) -> str|None: # models/<digest>/, or None where there is no remote storage
     "Put a finished bundle where a server that is pinned to its digest looks for it."
     if not (store := remote_of(settings)): return None
-    prefix = f"models/{read_json(folder/'manifest.json')['digest'][:16]}/"
+    prefix, note = f"models/{read_json(folder/'manifest.json')['digest'][:16]}/", folder.with_suffix(".json")
+    if (said := store.head(f"{prefix}manifest.json")) and said.digest==file_digest(folder/"manifest.json"): return prefix
+    if note.is_file(): store.put(f"{prefix[:-1]}.json", note)
     files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
     for p in sorted(files, key=lambda p: p.name=="manifest.json"): store.put(f"{prefix}{p.relative_to(folder).as_posix()}", p)
     return prefix
 
-def remove(settings:Settings, prefix:str) -> list[str]: # Keys deleted
-    "Delete what is there beneath a prefix, on purpose: what a retention policy calls for."
+# %% ../nbs/library/25_mirror.ipynb #e7201908
+def key_of(tree:Tree, path:Path) -> str:
+    "The key of a local file."
+    return f"runs/{path.relative_to(tree.runs).as_posix()}" if path.is_relative_to(tree.runs) else path.relative_to(tree.root).as_posix()
+
+def remove(
+    settings:Settings, # `storage`
+    batches:Iterable[int], files:Iterable[Path], # Whose summaries have changed; the local files that were removed
+)->list[str]: # Keys deleted
+    "Delete there what was removed here on purpose, after the rest was put. Raises `RemoteError`."
     if not (store := remote_of(settings)): return []
-    keys = [o.key for o in store.items(prefix) if travels(o.key) and o.key.split("/")[0]!="audit"]
+    tree = Tree(settings)
+    known = Known(tree, store.address)
+    known.facts["owed"] = sorted({*known.facts["owed"], *batches})
+    known.save()
+    push(settings)
+    keys = [k for k in (key_of(tree, Path(f)) for f in files) if travels(k) and k.split("/")[0] in ("runs", "reports") and not path_of(tree, k).exists()]
     each(store.delete, keys)
+    known = Known(tree, store.address)
+    for k in keys: known.part(k).pop(k, None)
+    known.save()
     return keys
 
 # %% ../nbs/library/25_mirror.ipynb #9f72b381

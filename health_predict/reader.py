@@ -44,11 +44,12 @@ def wanted_there(settings:Settings) -> dict|None:
     store, pin = store_of(settings), settings.serving.digest
     now = read_there(store, CHAMPION)
     line = [now, *now["former"]] if now else []
-    entry = next((o for o in line if o["digest"]==pin), {"version": None, "since": None, "digest": pin, "path": pin[:16]}) if pin else now
+    entry = next((o for o in line if o["digest"]==pin), {"digest": pin, "path": pin[:16]}) if pin else now
     if not entry or (pin and store.head(f"models/{entry['path']}/manifest.json") is None): return None
-    said = read_there(store, f"runs/{entry['batch']}/promotion.json") if "batch" in entry else {}
-    run = {"run_id": said["run_id"]} if said.get("digest")==entry["digest"] and "run_id" in said else {}
-    return {**run, **entry, "folder": f"{store.address}/models/{entry['path']}", "alias": "pinned" if pin else "champion"}
+    said = read_there(store, f"models/{entry['path']}.json") or (read_there(store, f"runs/{entry['batch']}/promotion.json") if "batch" in entry else {})
+    known = {k: said[k] for k in ("version", "run_id", "batch") if k in said} if said.get("digest")==entry["digest"] else {}
+    given = {k: v for k,v in entry.items() if v is not None}
+    return {"version": None, "since": None, **known, **given, "folder": f"{store.address}/models/{entry['path']}", "alias": "pinned" if pin else "champion"}
 
 def bring(settings:Settings, path:str, digest:str, folder:Path) -> Path:
     "Fetch a bundle into a local folder, which appears whole and with that digest, or not at all."

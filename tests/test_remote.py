@@ -16,10 +16,10 @@ from health_predict.audit import AuditError, entries, record, verify
 from health_predict.data import find, split, upload
 from health_predict.doctor import examine
 from health_predict.mirror import Known, local_files, pull, push, push_bundle, status
-from health_predict.pipeline import next_batch
 from health_predict.remote import ABSENT, PARTS, RemoteAbsent, RemoteAway, RemoteChanged, RemoteError, remote_of
 from health_predict.settings import SettingsError, load_settings
 from health_predict.storage import Tree, file_digest, write_json
+from health_predict.turn import next_turn, read_kept
 from rough import AWS, Moto, Place
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +63,12 @@ def batch_made(settings, batch: int, pages=("ingest", "train", "publish")) -> No
         (tree.reports / str(batch) / f"{o}.html").write_text(f"{o} of {batch}")
     write_json(tree.reports / str(batch) / "summary.json", {"batch": batch, "state": "published", "stages": dict.fromkeys(pages)})
     (tree.reports / "index.html").write_text(f"batches 0 to {batch}")
+
+
+def next_batch(settings) -> int | None:
+    """Whose turn it is, as a run sees it."""
+    pull(settings)
+    return next_turn(settings, read_kept(Tree(settings))).batch
 
 
 def digests(settings) -> dict[str, str]:
@@ -224,7 +230,7 @@ def test_another_machine_is_noticed_before_anything_is_changed(place):
     assert there(first) == before
     assert status(first)["unseen"] == [1]
     assert {"runs/1/drift.json", "models/champion.json", "reports/1/summary.json"} <= set(pull(first))
-    assert next_batch(first) == 2 and digests(first)["models/champion.json"] == before["models/champion.json"]
+    assert next_batch(first) is None and digests(first)["models/champion.json"] == before["models/champion.json"]
 
 
 def test_the_audit_log_only_grows(place):
@@ -295,7 +301,7 @@ def test_batches_arrive_in_s3(place, cohort_file):
     settings = place.machine("first")
     assert next_batch(settings) == 0 and status(settings)["arrived"] == [0, 1, 2, 3, 4, 5]
     pull(settings, 0)
-    assert Tree(settings).incoming_file(0).read_bytes() == Tree(away).incoming_file(0).read_bytes() and Tree(settings).incoming_file(1) is None
+    assert Tree(settings).incoming_file(0).read_bytes() == Tree(away).incoming_file(0).read_bytes()
     batch_made(settings, 1)
     shutil.copy(Tree(away).incoming_file(1), Tree(settings).incoming_file(1))
     push(settings)
@@ -327,4 +333,30 @@ def test_a_bundle_goes_ahead_for_a_canary(place, tmp_path):
     (tmp_path / "bundle" / "any.onnx").write_bytes(b"x")
     assert push_bundle(settings, tmp_path / "bundle") == f"models/{'ab' * 8}/"
     assert set(there(settings)) == {f"models/{'ab' * 8}/any.onnx", f"models/{'ab' * 8}/manifest.json"}
-    assert mirror.remove(settings, "models/") and there(settings) == {}
+    write_json(tmp_path / "bundle.json", {"version": 3})
+    push_bundle(settings, tmp_path / "bundle")
+    assert f"models/{'ab' * 8}.json" not in there(settings), "it is there already"
+
+
+def test_what_is_pruned_here_is_pruned_there(place):
+    settings = place.machine("first")
+    batch_made(settings, 0)
+    write_json(Tree(settings).models / f"{0:016x}.json", {"version": 1})
+    push(settings, 0)
+    assert f"models/{0:016x}.json" in there(settings)
+    tree = Tree(settings)
+    gone = [tree.run(0) / "features.parquet", tree.reports / "0" / "train.html"]
+    for o in gone: o.unlink()
+    write_json(tree.reports / "0" / "summary.json", {"state": "published", "pruned": "now", "stages": {"ingest": {}, "train": {}, "publish": {}}})
+    assert mirror.remove(settings, [0], [*gone, tree.run(0) / "drift.json"]) == ["runs/0/features.parquet", "reports/0/train.html"], "what is still here stays"
+    assert there(settings) == digests(settings) and json.loads(remote_of(settings).read("reports/0/summary.json")[0])["pruned"] == "now"
+
+
+def test_a_new_machine_has_the_notebooks_that_a_batch_is_compared_with(place):
+    settings, second = place.machine("first"), place.machine("second")
+    batch_made(settings, 0)
+    push(settings, 0)
+    write_json(Tree(settings).incoming / "1.csv", 1)
+    remote_of(settings).put("incoming/1.csv", Tree(settings).incoming / "1.csv")
+    assert "incoming/1.csv" in pull(second) and not [*Tree(second).run(0).glob("*.ipynb")]
+    assert pull(second, 1) == ["runs/0/5_train.ipynb"] and pull(second, 1) == []
