@@ -120,7 +120,8 @@ def figure(
     plt.close(chart)
     svg = out.getvalue()
     svg = svg[svg.index("<svg"):].replace("<svg ", f'<svg role="img" aria-label="{html.escape(caption)}" ', 1)
-    return Page(f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>", caption)
+    said = html.escape(caption)    # on a phone the picture keeps its size and scrolls in its own box
+    return Page(f'<figure><div class="scroll" tabindex="0" role="region" aria-label="{said}">{svg}</div><figcaption>{said}</figcaption></figure>', caption)
 
 # %% ../nbs/library/17_report.ipynb #eef8023c
 def bars(axes, names, values, color:str=ACCENT, label:str="{:,.0f}") -> None:

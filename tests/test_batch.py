@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import threading
 
 import pytest
 from conftest import as_request, faults
@@ -82,3 +83,28 @@ def test_many_rows_in_bounded_memory(serve, models, rows):
     assert [o["row"] for o in told] == list(range(20_000)) and not any("detail" in o for o in told)
     assert told[0]["probability_score"] == pytest.approx(told[300]["probability_score"], abs=1e-6)
     assert worker.memory_info().rss - before < 60e6
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_batch(serve, models, rows):
+    """Three times the rows, the same peak: 100,000 and 300,000, sent as they are made."""
+    server = serve(models("larger"), log_queue=5000)
+    server.wait()
+    block, worker = ("\n".join(map(json.dumps, rows)) + "\n").encode(), server.workers[0]
+
+    def peak(count: int) -> float:
+        done, highest = threading.Event(), []
+
+        def watch():
+            while not done.wait(.05): highest.append(worker.memory_info().rss)
+        watching = threading.Thread(target=watch)
+        watching.start()
+        try:
+            sent = (block for _ in range(count // len(rows)))
+            with server.post("/predict/batch", data=sent, headers={"Content-Type": "application/x-ndjson"}, stream=True) as answer:
+                assert sum(o.count(b"\n") for o in answer.iter_content(1 << 20)) == count // len(rows) * len(rows)
+        finally: done.set(); watching.join()
+        return max(highest)
+
+    small, large = peak(100_000), peak(300_000)
+    assert large - small < 20e6 and large < 250e6

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
@@ -224,7 +225,8 @@ def test_server_forked_after_imports_answers_in_every_worker(serve, models, enco
     """What is loaded before a fork may hang in the child, as XGBoost does: every worker must answer, soon."""
     server = serve(models("fork"), workers=3)
     server.wait()
-    seen = set()
+    parent, seen = psutil.Process(server.process.pid), set()
+    assert parent.num_threads() == 1 and not any(name in o.path for o in parent.memory_maps() for name in ("xgboost", "onnxruntime"))    # nothing to lose
     with ThreadPoolExecutor(12) as clients:
         assert all(clients.map(lambda _: requests.post(server.url + "/explain", json=encounter, timeout=30).ok, range(200)))
     for line in server.log.read_text().splitlines():

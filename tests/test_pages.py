@@ -19,6 +19,24 @@ def browser():
     made.quit()
 
 
+@pytest.fixture(scope="module")
+def live_page(server, built):
+    """A page about live traffic that has drifted, in the shared server's gallery."""
+    from health_predict.bundle import Bundle
+    from health_predict.settings import load_settings
+    from health_predict.stage import encounters
+    from health_predict.storage import Tree, champion
+    from health_predict.traffic import answerable, live_drift, publish_traffic
+    shutil.copy(built.storage / "runs" / "0" / "encounters.parquet", server.storage / "runs" / "0")
+    settings = load_settings(storage={"root": str(server.storage)})
+    lead = champion(Tree(settings))
+    frame = answerable(encounters(settings, [0])).head(1500).assign(insulin="Up", payer_code=None)
+    drift = live_drift(settings, Bundle(Tree(settings).models / lead["path"]), lead["version"], frame)
+    about = {"since": "2030-01-01T00:00:00", "until": "2030-02-01T00:00:00", "requests": 1500, "encounters": 1500, "versions": {"1": 1500}}
+    performance = {"answers": 1500, "outcomes": 3, "coverage": .002, "targets": {}}
+    publish_traffic(settings, {**about, "champion": 1, "digest": lead["digest"], "synthetic": True, "drift": drift, "performance": performance})
+
+
 def look(browser, width: int = 1100, dark: bool = False):
     """Be a desktop or a phone, in the light or in the dark."""
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500})
@@ -59,9 +77,9 @@ def predicted(browser, server, example: str = "frequent"):
 
 
 @pytest.mark.parametrize("width, dark", [(1100, False), (390, False), (390, True)], ids=["desktop", "phone", "phone in the dark"])
-def test_every_page_is_accessible_and_fits(browser, server, width, dark):
+def test_every_page_is_accessible_and_fits(browser, server, live_page, width, dark):
     look(browser, width, dark)
-    for path in ("/", "result", "fault", "/docs", "/reports/"):
+    for path in ("/", "result", "fault", "/docs", "/reports/", "/reports/live.html"):
         if path == "result": predicted(browser, server)
         elif path == "fault": submit_fault(browser, server)
         else: browser.get(server.url + path)

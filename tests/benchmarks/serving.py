@@ -98,11 +98,11 @@ class Server:
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while True:
             try:
-                if requests.post(self.url, data=body, headers={"Content-Type": "application/json"}, timeout=30).status_code == 200: break
+                if requests.post(self.url, data=body, headers={"Content-Type": "application/json"}, timeout=300).status_code == 200: break
             except requests.ConnectionError: time.sleep(.02)
-            if self.process.poll() is not None or time.monotonic() - start > 120: sys.exit(f"{command} did not start")
+            if self.process.poll() is not None or time.monotonic() - start > 300: sys.exit(f"{command} did not start")
         self.ready = time.monotonic() - start
-        for _ in range(30): requests.post(self.url, data=body, headers={"Content-Type": "application/json"}, timeout=30)    # every worker is warm
+        for _ in range(30): requests.post(self.url, data=body, headers={"Content-Type": "application/json"}, timeout=300)    # every worker is warm
 
     def load(self, connections: int, seconds: int, folder: Path) -> dict[str, float]:
         """Requests per second and latencies, by wrk; and CPU time of the whole server for each request, which other programs hardly disturb."""
@@ -241,11 +241,13 @@ def main():
             usual_model(cohort, (cohort.encounter_id.map(labels) != "NO").to_numpy(int), folder)
         frame = json.dumps({"dataframe_records": [json.loads(plain)]}).encode()
         servers, rounds = {}, []
-        for i, name in enumerate(o for o in args.only if o not in ("batch", "million")): servers[name] = start(name, PORT + i, folder, body, plain, frame)
-        for _ in range(args.rounds if servers else 0):
-            rounds.append({k: {c: o.load(c, args.seconds, folder) for c in (1, 8)} for k, o in servers.items()})
-        for name, o in servers.items(): report(name, {"ready": o.ready, "memory": o.memory()}, rounds)
-        for o in servers.values(): o.stop()
+        try:
+            for i, name in enumerate(o for o in args.only if o not in ("batch", "million")): servers[name] = start(name, PORT + i, folder, body, plain, frame)
+            for _ in range(args.rounds if servers else 0):
+                rounds.append({k: {c: o.load(c, args.seconds, folder) for c in (1, 8)} for k, o in servers.items()})
+            for name, o in servers.items(): report(name, {"ready": o.ready, "memory": o.memory()}, rounds)
+        finally:
+            for o in servers.values(): o.stop()
         if "batch" in args.only:
             server = api(folder, folder / "storage", body)
             records = [row_of(o) for o in cohort.to_dict("records")]

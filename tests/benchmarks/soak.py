@@ -1,6 +1,6 @@
 """Ten minutes of mixed load while champions change every ten seconds, workers are killed, and MLflow dies half-way.
 
-    python tests/benchmarks/soak.py --storage storage [--minutes 10] [--clients 4] [--pause 0]
+    python tests/benchmarks/soak.py --storage storage [--minutes 10] [--clients 4] [--pause 0] [--patience 60]
 
 Clients ask for single predictions, batches, explanations and pages. Each prediction must be what the version that it names gives for that row. MLflow is a
 real server on a copy of the storage's own database, with the champion in its registry; it is killed half-way. The last lines say what failed, by cause: only
@@ -60,8 +60,9 @@ def registry(folder: Path, storage: Path) -> subprocess.Popen:
 
 class Soak:
     """The server, its clients, and what went wrong."""
-    def __init__(self, storage: Path, folder: Path, pause: float):
-        self.folder, self.pause, self.stop, self.failed, self.done, self.wrong, self.kills = folder, pause, threading.Event(), [], Counter(), [], []
+    def __init__(self, storage: Path, folder: Path, pause: float, patience: float):
+        self.folder, self.pause, self.patience, self.stop = folder, pause, patience, threading.Event()
+        self.failed, self.done, self.wrong, self.kills = [], Counter(), [], []
         shutil.copytree(storage / "models", folder / "models")
         shutil.copytree(storage / "reports", folder / "reports")
         self.champion = json.loads((folder / "models" / "champion.json").read_text())
@@ -93,10 +94,10 @@ class Soak:
             i, kind = draw.randrange(200), draw.choices(("predict", "batch", "explain", "page"), (90, 3, 3, 4))[0]
             start = time.time()
             try:
-                if kind == "predict": answer = session.post(URL + "/predict", json=self.rows[i], timeout=30)
-                elif kind == "explain": answer = session.post(URL + "/explain", json=self.rows[i], timeout=30)
-                elif kind == "batch": answer = session.post(URL + "/predict/batch", json=self.rows, timeout=60)
-                else: answer = session.get(URL + draw.choice(("/", "/health", "/metrics", "/reports/", "/docs")), timeout=30)
+                if kind == "predict": answer = session.post(URL + "/predict", json=self.rows[i], timeout=self.patience)
+                elif kind == "explain": answer = session.post(URL + "/explain", json=self.rows[i], timeout=self.patience)
+                elif kind == "batch": answer = session.post(URL + "/predict/batch", json=self.rows, timeout=self.patience)
+                else: answer = session.get(URL + draw.choice(("/", "/health", "/metrics", "/reports/", "/docs")), timeout=self.patience)
                 if answer.status_code != 200: self.failed.append((start, time.time(), kind, answer.status_code))
                 elif kind in ("predict", "explain"): self.check(i, answer.json())
                 elif kind == "batch":
@@ -120,9 +121,10 @@ def main():
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--pause", type=float, default=0, help="between two requests of a client, seconds")
+    parser.add_argument("--patience", type=float, default=60, help="how long a client waits for an answer, seconds; more on a machine that others load")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as d:
-        soak = Soak(args.storage.resolve(), Path(d), args.pause)
+        soak = Soak(args.storage.resolve(), Path(d), args.pause, args.patience)
         environment = os.environ | {"HEALTH_PREDICT_STORAGE": d, "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{PORT + 1}"}
         mlflow = registry(Path(d), args.storage.resolve())
         with open(Path(d) / "server.log", "wb") as log:
