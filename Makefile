@@ -12,7 +12,7 @@ API_PORT ?= 8000
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
-.PHONY: help run test serve lab mlflow docs doctor lock check release-check image pin lint audit sbom check-terraform clean
+.PHONY: help run demo test serve lab mlflow docs doctor lock check release-check image pin lint audit sbom check-terraform clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,10 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 
 run: $(VENV)/.ready  ## Environment, data, pipeline on batch 0
 	@$(BIN)/health-predict run --batch 0
+
+demo: $(VENV)/.ready  ## Years in minutes: every batch under three policies, a dashboard, then the API on it (SERVE=0: no API)
+	@$(BIN)/health-predict simulate $(ARGS)
+	@$(if $(filter 0,$(SERVE)),,HEALTH_PREDICT_STORAGE="$${HEALTH_PREDICT_STORAGE:-storage}/simulation/system" $(BIN)/health-predict serve --port $(API_PORT))
 
 test: $(VENV)/.ready  ## The tests
 	@$(BIN)/python -m pytest $(ARGS)

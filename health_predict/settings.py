@@ -6,9 +6,9 @@
 __all__ = ['Share', 'Percent', 'Key', 'Rate', 'Severity', 'Schedule', 'SHORT', 'FILE_VARIABLE', 'LISTS', 'HealthPredictError',
            'SettingsError', 'Section', 'StorageSettings', 'DataSettings', 'IngestSettings', 'SplitSettings',
            'ModelSettings', 'SearchSettings', 'ThresholdSettings', 'EvaluateSettings', 'GateSettings', 'DriftSettings',
-           'RespondSettings', 'BreakerSettings', 'MlflowSettings', 'ServingSettings', 'DeploySettings', 'AlertSettings',
-           'check_schedule', 'RunSettings', 'split_commas', 'read_environment', 'settings_file', 'read_ini', 'Settings',
-           'explain', 'load_settings', 'SectionView']
+           'RespondSettings', 'SimulateSettings', 'BreakerSettings', 'MlflowSettings', 'ServingSettings',
+           'DeploySettings', 'AlertSettings', 'check_schedule', 'RunSettings', 'split_commas', 'read_environment',
+           'settings_file', 'read_ini', 'Settings', 'explain', 'load_settings', 'SectionView']
 
 # %% ../nbs/library/00_settings.ipynb #bd314632
 import configparser, difflib, os, re
@@ -126,6 +126,9 @@ class RespondSettings(Section):
         description="Encounters with new outcomes that a training needs, over those that the champion learnt from; share")
     force_retrain: bool = Field(False, description="Train whatever the drift and the circuit breaker say; the gate still decides; true or false")
     dry_run: bool = Field(False, description="Decide, report, and do nothing about it; true or false")
+
+class SimulateSettings(Section):
+    processes: Annotated[int, Field(ge=0)] = Field(0, description="Batches that run at a time; 0 means one per core")
 
 class BreakerSettings(Section):
     failures: PositiveInt = Field(3, description="Retrainings in a row that fail or are rejected until retraining stops; count")
@@ -297,6 +300,7 @@ class Settings(BaseSettings):
     mlflow: MlflowSettings = MlflowSettings()
     serving: ServingSettings = ServingSettings()
     deploy: DeploySettings = DeploySettings()
+    simulate: SimulateSettings = SimulateSettings()
 
     @classmethod
     def settings_customise_sources(cls, settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings):
