@@ -20,6 +20,7 @@ from . import audit
 from .bundle import Bundle
 from .cluster import Cluster, ClusterError
 from .image import builder, pushed, reference
+from .mirror import push_pointer
 from .registry import RegistryError, folder_of, place, promote, rollback
 from .rollout import follow, roll_out, running_image, try_canary
 from .settings import HealthPredictError, Settings
@@ -37,7 +38,7 @@ def canary_environment(settings:Settings, digest:str, folder:Path) -> dict[str, 
     "The environment of a server that is pinned to a digest."
     tree, own = Tree(settings), {"digest": digest, "workers": "1", "log": "false", "keys": "", "rate": "", "local": str(folder/"models")}
     kept = {k: v for k,v in os.environ.items() if k!="PROMETHEUS_MULTIPROC_DIR"}
-    return {**kept, "HEALTH_PREDICT_STORAGE": str(tree.root), "HEALTH_PREDICT_RUNS": str(tree.runs),
+    return {**kept, "HEALTH_PREDICT_STORAGE": str(tree.root), "HEALTH_PREDICT_RUNS": str(tree.runs), "HEALTH_PREDICT_STORAGE__REMOTE": "",
             **{f"HEALTH_PREDICT_SERVING__{k.upper()}": v for k,v in own.items()}}
 
 # A run that is killed takes its server along: on Linux, a process can ask to be told when its parent is gone.
@@ -125,10 +126,12 @@ def settle(
 )->tuple[bool, str]: # Whether it still leads, and why
     "Have all pods follow a new champion, or take it back; without a cluster there is nobody to wait for."
     if not settings.deploy.context: return True, reason
+    push_pointer(settings)
     check = follow(Cluster(settings), digest, version)
     if check.passed: return True, f"{reason}; {check.said}"
     try: back = rollback(settings)
     except RegistryError: return True, f"{reason}; but {check.said}, and there is no former champion to go back to"
+    push_pointer(settings)
     return False, f"taken back, since {check.said}; version {back['version']} is in charge again"
 
 # %% ../nbs/library/34_deploy.ipynb #611cef1c

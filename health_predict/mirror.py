@@ -6,8 +6,8 @@
 __all__ = ['PLACES', 'LEDGER', 'KEPT', 'LINE', 'path_of', 'travels', 'local_files', 'prefixes_of', 'Known', 'read_ledger', 'news',
            'claim', 'described', 'catch_up', 'take', 'listed', 'is_read_later', 'earlier', 'bundles', 'waiting',
            'former_notebooks', 'pull_champion', 'pull', 'give', 'give_all', 'give_new', 'push', 'push_models',
-           'withdraw', 'push_gallery', 'push_champion', 'push_bundle', 'key_of', 'remove', 'begins_with', 'forked',
-           'push_audit', 'pull_audit', 'arrived', 'status']
+           'withdraw', 'push_gallery', 'push_champion', 'push_pointer', 'push_bundle', 'key_of', 'remove',
+           'begins_with', 'forked', 'push_audit', 'pull_audit', 'arrived', 'status']
 
 # %% ../nbs/library/26_mirror.ipynb #61b5c7c7
 import hashlib, json, os, socket
@@ -298,6 +298,14 @@ def push_champion(store, tree:Tree, known:Known) -> list[str]:
     return [key]
 
 # %% ../nbs/library/26_mirror.ipynb #6ca99e2e
+def push_pointer(settings:Settings) -> None:
+    "Put the champion's bundle and champion.json there, now; nothing where there is no remote storage."
+    if not (store := remote_of(settings)): return
+    tree = Tree(settings)
+    known = Known(tree, store.address)
+    try: push_models(store, tree, known); push_champion(store, tree, known)
+    finally: known.save()
+
 def push_bundle(settings:Settings, folder:Path) -> str|None: # models/<digest>/, or None where there is no remote storage
     "Put a finished bundle where a server that is pinned to its digest looks for it."
     if not (store := remote_of(settings)): return None
@@ -305,6 +313,7 @@ def push_bundle(settings:Settings, folder:Path) -> str|None: # models/<digest>/,
     if (said := store.head(f"{prefix}manifest.json")) and said.digest==file_digest(folder/"manifest.json"): return prefix
     if note.is_file(): store.put(f"{prefix[:-1]}.json", note)
     files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    if (note := folder.with_suffix(".json")).is_file(): store.put(f"models/{note.name}", note)    # what is known of it, from `registry.place`
     for p in sorted(files, key=lambda p: p.name=="manifest.json"): store.put(f"{prefix}{p.relative_to(folder).as_posix()}", p)
     return prefix
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from .bundle import Bundle
 from .cluster import Cluster, ClusterError, apply, ask_pod, delete, find, get, log_of
+from .mirror import push_bundle
 from .settings import DeploySettings, Settings
 from .smoke import Ask, Check, NoAnswer, requests_of, smoke, within
 from .storage import Tree, champion, read_json, write_json
@@ -200,6 +201,7 @@ def try_canary(
 )->list[Check]:
     "Run a canary, ask it, take it away."
     cluster, rule = Cluster(settings), settings.deploy
+    push_bundle(settings, Tree(settings).models/bundle.digest[:16])    # pods that read a remote storage find it there
     apply(cluster, canary_manifest(deployment_of(cluster), bundle.digest))
     try:
         pod, ready = canary_pod(cluster, bundle.digest, rule.rollout)

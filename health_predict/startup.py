@@ -145,8 +145,7 @@ def up_cluster(settings:Settings) -> Iterator[Done]:
 # %% ../nbs/library/50_startup.ipynb #b7b1683d
 def up_schedule(settings:Settings) -> Iterator[Done]:
     "When runs begin by themselves; installed where it isn't."
-    try: from health_predict.schedule import install, installed
-    except ImportError: return
+    from health_predict.schedule import install, installed
     if (now := installed(settings)).by: yield Done("schedule", f"{now.schedule}, by {now.by}"); return
     now = install(settings)
     yield Done("schedule", f"installed: {now.schedule}, by {now.by}", True)

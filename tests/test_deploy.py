@@ -20,6 +20,9 @@ from health_predict.cohort import TARGETS, can_return, outcome
 from health_predict.deploy import free_port, verify
 from health_predict.features import fit_encode
 from health_predict.image import SECRET, ImageError, builder, ecr_login, ensure_repository, pushed, reference, secret_manifest
+from health_predict.mirror import push_bundle, push_pointer
+from health_predict.reader import wanted_there
+from health_predict.registry import place
 from health_predict.settings import load_settings
 from health_predict.startup import began, down, noted, up
 from health_predict.storage import Tree, write_json
@@ -91,6 +94,22 @@ with local_server(load_settings(storage={{"root": {settings.storage.root!r}}}), 
     parent.wait()
     until(lambda: not answers(url))
     until(lambda: began(int(server)) is None)
+
+
+def test_remote_storage_is_not_asked_here_and_has_what_a_canary_elsewhere_needs(served, tmp_path, monkeypatch):
+    """A server on trial reads this machine's tree, as nothing has travelled yet; a pod reads the remote one, which gets bundle, version, pointer early."""
+    _, bundle, rows = served
+    monkeypatch.setenv("HEALTH_PREDICT_STORAGE__REMOTE", str(tmp_path / "remote"))
+    settings = load_settings(storage={"root": str(tmp_path / "storage"), "remote": str(tmp_path / "remote")})
+    tree = Tree(settings)
+    placed = place(settings, bundle.folder, {"version": 9, "run_id": "r9"}, 3)
+    assert verify(settings, Bundle(placed), 9, rows)["reasons"] == []
+    push_bundle(settings, placed)
+    pod = load_settings(storage=settings.storage.model_dump(), serving={"digest": bundle.digest})
+    assert {k: wanted_there(pod)[k] for k in ("version", "run_id", "digest", "batch")} == {"version": 9, "run_id": "r9", "digest": bundle.digest, "batch": 3}
+    write_json(tree.models / "champion.json", {"version": 9, "digest": bundle.digest, "path": placed.name, "since": "now", "batch": 3, "former": []})
+    for _ in range(2): push_pointer(settings)
+    assert wanted_there(load_settings(storage=settings.storage.model_dump()))["version"] == 9
 
 
 def test_synthetic_model_is_not_for_a_cluster(served):
