@@ -31,10 +31,11 @@ from .turn import Busy, Held, RunError, Turn, Unwritable, is_aside, keep, lock, 
 KINDS = (    # kind, the error's name, what its text says; a pattern each
     ("batch", r"FileRefused|ContractError|FieldError|LabelError|BundleError|GateError", ""),
     ("outage", r"RemoteAway|RemoteChanged", ""),
-    ("site", r"SettingsError|StageError|DataError|ChampionError|AuditError|Remote\w*|PermissionError|MemoryError|NotADirectoryError|\w*CredentialsError", ""),
+    ("site", r"SettingsError|RegistryOld|StageError|DataError|ChampionError|AuditError|Remote\w*|PermissionError|MemoryError|NotADirectoryError|\w*CredentialsError", ""),
     ("site", r"OSError|StorageError", r"\[[Ee]rrno (5|13|28|30|122)\]|No space left|Read-only file system|Disk quota"),
-    ("site", r"\w*(Operational|Database|Programming)Error|RegistryError|MlflowException",
+    ("site", r"\w*(Operational|Database|Programming)Error|Registry(Error|Away)|MlflowException",
         r"disk is full|readonly database|unable to open database|disk I/O error|authentication failed|role .* does not exist|Permission denied|No space left"),
+    ("outage", r"RegistryAway", ""),
     ("site", r"ClientError|S3UploadFailedError", r"AccessDenied|NoSuchBucket|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken"),
     ("outage", r"Connection\w*|\w*Timeout\w*|BrokenPipeError|EndpointConnectionError|MaxRetryError|NewConnectionError|ProtocolError|IncompleteRead|URLError"
                r"|gaierror|OperationalError|InterfaceError|ServerSelection\w*|RaySystemError|Locked|BlockingIOError", ""),
