@@ -242,7 +242,9 @@ def machine(debian, tmp_path_factory):
 # Every file and folder with its content, rights and owner, but for what any program may write.
 SNAPSHOT = r"""skip='-path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /run -o -path /var/log -o -path /test'
 find / /srv/health-predict -xdev \( $skip \) -prune -o -printf '%p %y %m %u:%g %l\n' | sort > "/test/$1"
-find / /srv/health-predict -xdev \( $skip \) -prune -o -type f ! -path '/opt/*/.venv/*' -print0 | sort -z | xargs -0 sha256sum >> "/test/$1"
+find / /srv/health-predict -xdev \( $skip -o -path '/opt/*/.venv' -o -path /var/spool/cron \) -prune -o -type f -print0 |
+  sort -z | xargs -0 sha256sum >> "/test/$1"
+crontab -u health-predict -l >> "/test/$1"    # its file has the time of writing at the top
 """
 BOOTSTRAP = "/usr/local/lib/health-predict/bootstrap.sh"
 

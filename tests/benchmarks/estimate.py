@@ -29,7 +29,7 @@ CBPE = """
 import sys, warnings
 warnings.filterwarnings("ignore")
 import nannyml, pandas as pd
-reference, current = (pd.read_parquet(o) for o in sys.argv[1:3])
+reference, current = (pd.read_csv(o) for o in sys.argv[1:3])
 estimator = nannyml.CBPE(problem_type="classification_binary", y_pred_proba="p", y_pred="flag", y_true="y", metrics=["roc_auc"], chunk_number=1)
 found = estimator.fit(reference).estimate(current).filter(period="analysis").to_df()
 print("AUROC", found[("roc_auc", "value")].iloc[0])
@@ -39,8 +39,8 @@ print("AUROC", found[("roc_auc", "value")].iloc[0])
 def nannyml(python, reference, current):
     """NannyML's estimate of a batch's AUROC, by a Python that has it."""
     with tempfile.TemporaryDirectory() as folder:
-        files = [f"{folder}/{o}.parquet" for o in ("reference", "current")]
-        for frame, file in zip((reference, current), files, strict=True): frame.to_parquet(file)
+        files = [f"{folder}/{o}.csv" for o in ("reference", "current")]
+        for frame, file in zip((reference, current), files, strict=True): frame.to_csv(file, index=False)
         silent = os.environ | {"NML_DISABLE_USAGE_LOGGING": "1", "PYTHONPATH": ""}
         done = subprocess.run([python, "-c", CBPE, *files], capture_output=True, text=True, env=silent)
     if done.returncode: sys.exit(f"{python}: {done.stderr.strip().splitlines()[-1]}")
