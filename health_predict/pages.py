@@ -171,13 +171,15 @@ def from_remote(name:str) -> bytes:
     "A page from the remote storage; raises `NotFound`, and `RequestRefused` (503) where the storage is away."
     from health_predict.reader import Pages
     kept = service().kept
-    try: content = kept.setdefault("pages", kept.get("pages") or Pages(service().settings)).read(name)
+    if "pages" not in kept: kept["pages"] = Pages(service().settings)
+    try: content = kept["pages"].read(name)
     except HealthPredictError as e:
         log.warning("a report can't be read", extra={"reason": str(e)})
         raise refused(503, "storage", "the reports can't be reached now; try again later") from e
     if content is None: raise NotFound
     return content
 
+# %% ../nbs/library/69_pages.ipynb #83db89c0
 @pages.get("/reports/")
 @pages.get("/reports/index.html")
 def gallery():
