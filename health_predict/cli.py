@@ -13,6 +13,7 @@ __all__ = ['app', 'data', 'audit', 'alert', 'mlflow', 'storage', 'breaker', 'sch
 
 # %% ../nbs/library/72_cli.ipynb #38fcd836
 import json, signal, sys
+from contextlib import nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
@@ -525,10 +526,13 @@ def report_prune(keep:Annotated[int|None, typer.Option(min=1, help="Leave the ne
     Example: health-predict report prune --keep 24 --older-than 365 --dry-run"""
     from health_predict.mirror import pull, remove
     from health_predict.retention import prune, to_remove
+    from health_predict.storage import Tree
+    from health_predict.turn import lock
     settings = load_settings()
-    if not dry_run: pull(settings)
-    found = to_remove(settings, keep, older_than) if dry_run else prune(settings, keep, older_than)
-    if found and not dry_run: remove(settings, [o.batch for o in found], [f for o in found for f in o.files])
+    with nullcontext() if dry_run else lock(Tree(settings), f"prune {uuid4().hex}"):    # not while a run reads what would go
+        if not dry_run: pull(settings)
+        found = to_remove(settings, keep, older_than) if dry_run else prune(settings, keep, older_than)
+        if found and not dry_run: remove(settings, [o.batch for o in found], [f for o in found for f in o.files])
     for o in found: typer.echo(f"batch {o.batch}: {len(o.files):,} files, {o.size/1e6:,.1f} MB")
     said, size = "would be removed" if dry_run else "removed", sum(o.size for o in found)/1e6
     typer.echo(f"{said}: {size:,.1f} MB of {len(found):,} batch{'' if len(found)==1 else 'es'}")

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['APP', 'CONTAINER', 'CANARY', 'GATE', 'FATAL', 'WAITS', 'deployment_of', 'container_of', 'in_words', 'holds',
            'pods_of', 'seen', 'new_pods', 'settled', 'late', 'watch', 'unready', 'ask_all', 'follow', 'canary_manifest',
-           'canary_pod', 'recent', 'compare', 'try_canary', 'state_file', 'deployed', 'set_image', 'running_image',
-           'roll_out']
+           'owned', 'canary_pod', 'recent', 'compare', 'try_canary', 'state_file', 'deployed', 'set_image',
+           'running_image', 'roll_out']
 
 # %% ../nbs/library/33_rollout.ipynb #7e00bcdb
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -151,11 +151,16 @@ def canary_manifest(deployment:Mapping, digest:str) -> dict:
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": CANARY, "namespace": deployment["metadata"]["namespace"], "labels": labels},
             "spec": {"replicas": 1, "strategy": {"type": "Recreate"}, "selector": {"matchLabels": labels}, "template": template}}
 
-def canary_pod(cluster:Cluster, digest:str, seconds:float) -> tuple[str, Check]: # Its name, and whether its program is ready
-    "Wait for the canary's pod: its program must be ready, though the pod never counts as such."
-    began, labels = time.monotonic(), {"app.kubernetes.io/name": APP, "track": "canary"}
+def owned(objects:Iterable[Mapping], owners:Container[str]) -> list[Mapping]:
+    "Those of the objects that belong to one of the owners, by uid."
+    return [o for o in objects if any(r["uid"] in owners for r in o["metadata"].get("ownerReferences", ()))]
+
+def canary_pod(cluster:Cluster, canary:Mapping, digest:str, seconds:float) -> tuple[str, Check]: # Its name, and whether its program is ready
+    "Wait for the canary's pod: its program must be ready, though the pod never counts as such. The pod of a former canary may still be there, on its way out."
+    began, labels = time.monotonic(), canary["spec"]["selector"]["matchLabels"]
     while True:
-        pods = [o for o in find(cluster, "Pod", labels) if "deletionTimestamp" not in o["metadata"]
+        sets = {o["metadata"]["uid"] for o in owned(find(cluster, "ReplicaSet", labels), (canary["metadata"]["uid"],))}
+        pods = [o for o in owned(find(cluster, "Pod", labels), sets) if "deletionTimestamp" not in o["metadata"]
                 and {"name": "HEALTH_PREDICT_SERVING__DIGEST", "value": digest} in container_of(o).get("env", ())]
         for o in pods:
             if holds(o, "ContainersReady"): return o["metadata"]["name"], Check("ready", True, f"its pod is ready after {time.monotonic()-began:.0f} s")
@@ -202,9 +207,9 @@ def try_canary(
     "Run a canary, ask it, take it away."
     cluster, rule = Cluster(settings), settings.deploy
     push_bundle(settings, Tree(settings).models/bundle.digest[:16])    # pods that read a remote storage find it there
-    apply(cluster, canary_manifest(deployment_of(cluster), bundle.digest))
+    canary = apply(cluster, canary_manifest(deployment_of(cluster), bundle.digest))
     try:
-        pod, ready = canary_pod(cluster, bundle.digest, rule.rollout)
+        pod, ready = canary_pod(cluster, canary, bundle.digest, rule.rollout)
         if not ready.passed: return [ready]
         ask = within(ask_pod(cluster, pod, key=rule.key.get_secret_value()), rule.smoke_limit)
         found = [ready, *smoke(ask, bundle, version, frame, rule.smoke_rows)]
