@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PLACES', 'LEDGER', 'KEPT', 'LINE', 'path_of', 'travels', 'local_files', 'prefixes_of', 'Known', 'read_ledger', 'news',
            'claim', 'described', 'catch_up', 'take', 'listed', 'is_read_later', 'earlier', 'bundles', 'waiting',
-           'former_notebooks', 'pull_champion', 'pull', 'give', 'give_all', 'give_new', 'push', 'push_models',
-           'withdraw', 'push_gallery', 'push_champion', 'push_pointer', 'push_bundle', 'key_of', 'remove',
-           'begins_with', 'forked', 'push_audit', 'pull_audit', 'arrived', 'status']
+           'former_notebooks', 'decided_since', 'pull_champion', 'pull', 'give', 'give_all', 'give_new', 'push',
+           'push_models', 'withdraw', 'push_gallery', 'push_champion', 'push_pointer', 'push_bundle', 'key_of',
+           'remove', 'begins_with', 'forked', 'push_audit', 'pull_audit', 'arrived', 'status']
 
 # %% ../nbs/library/26_mirror.ipynb #61b5c7c7
 import hashlib, json, os, socket
@@ -170,6 +170,11 @@ def former_notebooks(store, tree:Tree, batch:int) -> list[Item]:
     if before is None or any(tree.run(before).glob("*.ipynb")): return []
     return [o for o in store.items(f"runs/{before}/") if o.key.count("/")==2 and o.key.endswith(".ipynb")]
 
+def decided_since(store, tree:Tree) -> bool:
+    "Whether the local audit log goes on where the one that is there ends: this machine has decided what it hasn't put yet, so its state is the newer one."
+    there = store.head("audit/log.jsonl")
+    return len(check_end(tree.audit, *snapshot(tree.audit)))>(there.size if there else 0)
+
 def pull_champion(store, tree:Tree, known:Known) -> list[str]: # Keys fetched
     "Bring champion.json, unless the local champion came after the one that is there: that one is yet to be put."
     key = "models/champion.json"
@@ -198,6 +203,8 @@ def pull(
         items += listed(store, [f"incoming/{batch}."]+([f"runs/{batch}/"] if batch in unseen else []))
         known.facts["owed"] = sorted({*known.facts["owed"], batch})
     if everything: items = [o for o in store.items() if o.key.split("/")[0]!="audit"]
+    if decided_since(store, tree):    # what it remembers may be lost: then its own state stays
+        items = [o for o in items if not (o.key.startswith(("state/", "reference/")) and path_of(tree, o.key).is_file() and not known.get(o.key))]
     try:
         got = take(store, tree, known, {o.key: o for o in items if o.key!="models/champion.json"}.values())
         got += take(store, tree, known, waiting(store, tree) if batch is None else former_notebooks(store, tree, batch))
@@ -249,7 +256,7 @@ def push(
         put = give_all(store, tree, known, [*(p for b in batches for p in prefixes_of(b)), "reference/", "incoming/origin.json"])
         for place in ("predictions/", "outcomes/"): put += give_new(store, tree, known, place)
         put += push_models(store, tree, known, everything)
-        put += push_audit(store, tree)+give_all(store, tree, known, ["state/"])
+        put += give_all(store, tree, known, ["state/"])+push_audit(store, tree)    # in this order: see `decided_since`
         put += give_all(store, tree, known, [f"reports/{b}/" for b in batches], but="/summary.json")
         put += give_all(store, tree, known, [f"reports/{b}/summary.json" for b in batches])
         for b in batches: withdraw(store, tree, known, b)
@@ -311,9 +318,8 @@ def push_bundle(settings:Settings, folder:Path) -> str|None: # models/<digest>/,
     if not (store := remote_of(settings)): return None
     prefix, note = f"models/{read_json(folder/'manifest.json')['digest'][:16]}/", folder.with_suffix(".json")
     if (said := store.head(f"{prefix}manifest.json")) and said.digest==file_digest(folder/"manifest.json"): return prefix
-    if note.is_file(): store.put(f"{prefix[:-1]}.json", note)
+    if note.is_file(): store.put(f"{prefix[:-1]}.json", note)    # what is known of it, from `registry.place`
     files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
-    if (note := folder.with_suffix(".json")).is_file(): store.put(f"models/{note.name}", note)    # what is known of it, from `registry.place`
     for p in sorted(files, key=lambda p: p.name=="manifest.json"): store.put(f"{prefix}{p.relative_to(folder).as_posix()}", p)
     return prefix
 
