@@ -10,7 +10,8 @@ import pytest
 
 from health_predict import reader
 from health_predict.api import create_app
-from health_predict.bundle import verify, write_bundle
+from health_predict.bundle import verify
+from health_predict.pack import write_bundle
 from health_predict.live import Live
 from health_predict.mirror import push, push_bundle
 from health_predict.remote import remote_of

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from health_predict import search
-from health_predict.bundle import to_onnx
+from health_predict.pack import to_onnx
 from health_predict.evaluate import ranking
 from health_predict.search import (SPACES, STEPS, Proposals, SearchError, append, identity, open_journal, ray_session, run_trials, search_target,
                                    search_targets)
