@@ -64,10 +64,11 @@ lock: $(VENV)/.ready  ## Resolve the dependencies anew
 	$(PINNED) --group api -o docker/api.lock
 	$(PINNED) pyproject.toml --extra pipeline --extra serve --extra aws -o docker/pipeline.lock
 
-check: $(VENV)/.ready  ## Library and notebooks in step, and clean
+check: $(VENV)/.ready  ## Library and notebooks in step and clean, layers kept
 	@$(BIN)/nbdev-export
 	@$(BIN)/nbdev-clean
 	@$(BIN)/ruff check
+	@$(BIN)/lint-imports --no-logo --no-cache
 	@git diff --exit-code --stat -- nbs health_predict
 
 # What a user will install, installed: the wheel in an environment of its own answers, and names what it lacks.
