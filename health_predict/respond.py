@@ -56,7 +56,7 @@ def news(
     if not now: return {"batches": [], "share": 0.}
     training = Bundle(tree.models/now["path"], now["digest"]).training
     learnt = training["batches"]
-    new = [b for b in labelled_batches(settings, batch) if b<batch and b not in training.get("known", learnt)]    # what a window left out is not new
+    new = [b for b in labelled_batches(settings, batch) if b not in training.get("known", learnt)]    # what a window left out is not new
     rows = lambda batches: sum(read_json(tree.run(b)/"ingest.json")["rows_out"] for b in batches)
     return {"batches": new, "share": rows(new)/max(1, rows(learnt))}
 
