@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from .fields import FIELDS
-from .gallery import ACTIONS, BRIEF, charge_words, product, render, share
-from .report import estimate, shown, table
+from .gallery import BRIEF, charge_words, product, render, share
+from .report import ACTION_NAMES, estimate, shown, table
 from .settings import Settings
 from .storage import Tree, atomic, numbered
 
@@ -248,7 +248,7 @@ def about_decision(old:Batch, new:Batch) -> str:
     "What was done, and who is in charge since."
     s, was = new.summary, old.summary.get("champion")
     if s.get("failed"): return f"This batch stopped at {s['failed']}, so nothing was decided beyond that, and the champion goes on answering."
-    done = f"The system decided to {ACTIONS.get(s.get('action'), s.get('action'))}"
+    done = f"The system decided to {ACTION_NAMES.get(s.get('action'), s.get('action'))}"
     instead = f" in place of version {was}" if was not in (None, s.get("version")) else ""
     if s.get("promoted"): return f"{done}. Version {s['version']} took charge{instead}: {s['reason']}."
     return f"{done}. Version {s.get('champion')} stayed in charge: {s.get('reason')}."
@@ -305,6 +305,6 @@ def write_compare(
     other = changed_settings(old.used, new.used) if old.used else []
     said = [about_decision(old, new), about_drift(old, new), about_data(old, new), about_origin(other, code, old, new)]
     page = render("compare.html.j2", old=old, new=new, said=[o for o in said if o], stages=stages, charge=charge_words(new.summary, charged),
-                  actions=ACTIONS, fields=fields_between(old, new), **tables(old, new, other))
+                  actions=ACTION_NAMES, fields=fields_between(old, new), **tables(old, new, other))
     with atomic(tree.reports/str(batch)/"compare.html") as f: f.write_text(page, encoding="utf-8")
     return before

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CHECKED', 'RegistryError', 'RegistryAway', 'RegistryOld', 'tracking_uri', 'shown', 'patient', 'answering',
            'check_schema', 'upgrade', 'new_database', 'mlflow_client', 'set_limits', 'registry_error', 'experiment_id',
-           'artifacts', 'find_run', 'flat', 'log_run', 'record', 'find_version', 'register', 'place', 'promote',
-           'may_lead', 'load_champion', 'folder_of', 'rollback']
+           'artifacts', 'find_run', 'flat', 'log_run', 'record', 'find_version', 'register', 'copied', 'place',
+           'promote', 'may_lead', 'load_champion', 'folder_of', 'rollback']
 
 # %% ../nbs/library/31_registry.ipynb #3a685c04
 import json, os, re, shutil
@@ -214,15 +214,20 @@ def register(client, settings:Settings, run:str, folder:Path, digest:str, batch:
         tags={"digest": digest, "batch": str(batch)})
 
 # %% ../nbs/library/31_registry.ipynb #1e9f708f
+def copied(tree:Tree, folder:Path, digest:str) -> Path: # models/<digest>
+    "A copy of a bundle in the storage, made once."
+    target = tree.models/digest[:16]
+    if not target.is_dir():
+        with atomic(target) as temporary: shutil.copytree(folder, temporary)
+    return target
+
 def place(
     settings:Settings, folder:Path, # `storage`; a finished bundle
     entry:Mapping, batch:int, # From `record`, and the batch that made it
 )->Path: # models/<digest>
     "Put a registered bundle where servers look, once; nothing points to it yet."
     digest, tree = verify(folder)["digest"], Tree(settings)
-    target = tree.models/digest[:16]
-    if not target.is_dir():
-        with atomic(target) as temporary: shutil.copytree(folder, temporary)
+    target = copied(tree, folder, digest)
     known = {"version": entry["version"], "run_id": entry["run_id"], "digest": digest, "batch": batch}
     if not (note := target.with_suffix(".json")).is_file() or read_json(note)!=known: write_json(note, known)
     push_bundle(settings, target)    # servers elsewhere try it before it is in charge
@@ -237,9 +242,7 @@ def promote(
     digest, tree = verify(folder)["digest"], Tree(settings)
     now = champion(tree)
     if now and now["digest"]==digest: return read_json(tree.models/"champion.json")
-    target = tree.models/digest[:16]
-    if not target.is_dir():
-        with atomic(target) as temporary: shutil.copytree(folder, temporary)
+    target = copied(tree, folder, digest)
     bundle = Bundle(target, digest)
     with mlflow_client(settings) as client: client.set_registered_model_alias(settings.mlflow.model, "champion", str(version))
     former = ([{k: v for k,v in now.items() if k!="former"}, *read_json(tree.models/"champion.json")["former"]] if now else [])

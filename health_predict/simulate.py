@@ -22,6 +22,7 @@ import numpy as np
 from .bundle import Bundle
 from .cohort import TARGETS, outcome
 from .data import find, origin_of, split
+from .deploy import HEALTH_PREDICT
 from .evaluate import calibration_error, number, patient_weights, ranking, with_interval
 from .fields import LABEL
 from .page import render_file
@@ -91,7 +92,7 @@ def run_batch(
     "Run `health-predict run` on one batch of a policy's simulation."
     here, start = under(settings, policy, batches), perf_counter()
     if published(here, batch): return Ran(policy, batch, "before", said_of(here, batch))
-    command = [sys.executable, "-c", "from health_predict.cli import main; main()", "run", "--batch", str(batch)]
+    command = [sys.executable, "-c", HEALTH_PREDICT, "run", "--batch", str(batch)]
     done = subprocess.run(command, cwd=settings.home, env=environment(settings, policy, batches, threads, respond), capture_output=True, text=True)
     with atomic(root_of(settings, policy)/"log"/f"{batch}.txt") as f: f.write_text(done.stdout+done.stderr, encoding="utf-8")
     whole = done.returncode==0 and published(here, batch)

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from .cluster import Cluster, delete, get
+from .deploy import HEALTH_PREDICT
 from .image import ensure_pull_secret
 from .rollout import APP, CANARY, settled, watch
 from .settings import HealthPredictError, Settings
@@ -96,7 +97,7 @@ def up_api(settings:Settings) -> Iterator[Done]:
     url = f"http://{host}:{settings.serving.port}"
     if answers(url, "/health/live"): yield Done("API", f"answers at {url}"); return
     if not champion(Tree(settings)): yield Done("API", "isn't started: there is no champion yet; health-predict run makes the first one"); return
-    program = [sys.executable, "-c", "from health_predict.cli import main; main()", "serve"]
+    program = [sys.executable, "-c", HEALTH_PREDICT, "serve"]
     start(settings, "api", program, lambda: answers(url, "/health/ready"), settings.deploy.ready)
     yield Done("API", f"started at {url}", True)
 

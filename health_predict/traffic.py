@@ -21,16 +21,16 @@ from .bundle import Bundle
 from .cohort import TARGETS, can_return, outcome, side
 from .domain import tell_apart
 from .drift import compare
+from .evaluate import LEAST
 from .fields import LABEL
-from health_predict.monitor import (COMMON, TONES, domain_table, effects_chart, fields_table, flagged, missing_table, sentence, small, statistics_table,
+from health_predict.monitor import (COMMON, domain_table, effects_chart, fields_table, flagged, missing_table, sentence, small, statistics_table,
     with_predictions)
 from .outcomes import read_outcomes
 from .page import TEMPLATES
-from .performance import LEAST as EVENTS
 from .performance import came_true
 from .predictions import read_predictions
 from .profile import read_profile, write_profile
-from .report import Page, estimate, finding, percent, synthetic_note, table, tiles
+from .report import TONES, Page, estimate, finding, percent, synthetic_note, table, tiles
 from .settings import HealthPredictError, Settings
 from .stage import encounters
 from .storage import Tree, atomic, champion, read_json, write_json
@@ -101,7 +101,7 @@ def live_performance(
     known = mine[mine[LABEL].notna()]
     out = {"answers": len(mine), "outcomes": len(known), "coverage": len(known)/max(len(mine), 1), "targets": {}}
     y = {t: outcome(known[LABEL], t) for t in TARGETS} if len(known) else {}
-    if not y or min(min(int(o.sum()), int((1-o).sum())) for o in y.values())<EVENTS: return out
+    if not y or min(min(int(o.sum()), int((1-o).sum())) for o in y.values())<LEAST: return out
     p, thresholds = {t: known[f"p_{t}"].to_numpy() for t in TARGETS}, {t: bundle.threshold(t) for t in TARGETS}
     reference = read_json(bundle.folder/"metrics.json")
     return out|{"targets": came_true(y, p, known.patient_nbr.to_numpy(), reference, thresholds, settings.respond, seed=settings.model.seed)}
