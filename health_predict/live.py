@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .answer import Model, describe
+from .answer import Model
 from .bundle import Bundle, verify
 from .fields import FIELDS, INPUTS
 from .settings import HealthPredictError, Settings

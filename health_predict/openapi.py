@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from . import __version__
 from .batch import CELLS
 from .fields import DIAGNOSES, DRUGS, FIELDS, LABEL, TARGETS
-from .request import ACCEPTED, JSON
+from .request import JSON
 from .service import reply
 
 # %% ../nbs/library/70_openapi.ipynb #9819eb60

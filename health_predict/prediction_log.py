@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from .fields import FIELDS, INPUTS
+from .fields import INPUTS
 from .settings import Settings
 from .storage import Tree
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from .bundle import Bundle
 from .cohort import TARGETS, labelled_batches, outcome, side
 from .fields import LABEL
-from .monitor import COMMON, flagged
+from .monitor import flagged
 from .pack import recalibrate
 from .performance import known
 from .report import ACTION_WORDS

@@ -31,7 +31,7 @@ from .pipeline import notebook_of
 from .publish import linked, write_gallery
 from .report import percent
 from .respond import TRAININGS
-from .settings import HealthPredictError, Settings, load_settings
+from .settings import HealthPredictError, Settings
 from .storage import Tree, atomic, champion, read_json, write_json
 
 # %% ../nbs/library/57_simulate.ipynb #6de4bdbd
