@@ -17,15 +17,15 @@ from pathlib import Path
 import pandas as pd
 
 from . import audit, breaker
+from .alert import Alert, send
 from .audit import AuditError
 from .bundle import verify
-
 from .data import split
 from .fields import FIELDS, INPUTS
 from .mirror import pull, push
+from .page import render_file
 from .profile import read_profile
 from .publish import publish_batch
-from .page import render_file
 from .remote import RemoteError
 from .settings import HealthPredictError, Settings, load_settings
 from .stage import StageError, inputs
