@@ -70,9 +70,9 @@ def champion_state(settings:Settings, batch:int):
     return (champion(Tree(settings), before=batch) or {"digest": "none"})["digest"]
 
 def drifts_state(settings:Settings, batch:int):
-    "What earlier batches found of drift and decided, and the profile of batch 0."
+    "What earlier batches found of drift and of what came true, and the profile of batch 0."
     tree = Tree(settings)
-    return {b: [file_digest(tree.run(b)/o) for o in ("drift.json", "decision.json", "performance.json")]
+    return {b: [file_digest(tree.run(b)/o) for o in ("drift.json", "performance.json")]
             for b in numbered(tree.runs) if b<batch}, batch and file_digest(tree.run(0)/"profile.json")
 
 def breaker_state(settings:Settings, batch:int):
