@@ -21,24 +21,10 @@ from health_predict.remote import ABSENT, PARTS, RemoteAbsent, RemoteAway, Remot
 from health_predict.settings import SettingsError, load_settings
 from health_predict.storage import Tree, file_digest, write_json
 from health_predict.turn import next_turn, read_kept
-from rough import AWS, Moto, Place
+from rough import AWS
 
 ROOT = Path(__file__).parents[1]
 WEATHER = {"slow": .05, "broken": .05, "slow_down": .05, "reset": .05, "lost": .04, "torn": .05}
-
-
-@pytest.fixture(scope="module")
-def moto(tmp_path_factory):
-    server = Moto(tmp_path_factory.mktemp("moto"))
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def place(moto, tmp_path, monkeypatch):
-    made = Place(moto, tmp_path, monkeypatch)
-    yield made
-    made.end()
 
 
 def batch_made(settings, batch: int, pages=("ingest", "train", "publish")) -> None:
