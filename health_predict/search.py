@@ -178,6 +178,9 @@ def run_trials(
             bar.set_postfix_str(f"best AUROC {max(o['validation']['auroc'] for o in done):.4f}, {sum(o['stopped_early'] for o in done)} stopped early")
             bar.update()
         tune_trials(target, families, (train, validation), rule, settings, seed, proposals, list(done), settings.time_budget-spent, finished)
+    if done and settings.time_budget and not over(done, settings) and (used := spent+perf_counter()-start)>=settings.time_budget:
+        done[-1]["at"] = used    # what ran last had nothing to show when the time was up
+        append(journal, done[-1])
     if not done: raise SearchError(f"no trial for {target} finished in {perf_counter()-start:.0f} s; raise [search] time_budget, or see Ray's logs")
     return sorted(done, key=lambda o: o["number"])
 

@@ -118,7 +118,8 @@ def open_journal(
     if held and not mine: os.replace(path, path.with_suffix(".former"))
     if not mine or whole!=lines:
         with atomic(path) as f: f.write_bytes(b"".join(whole) if mine else json.dumps(search).encode()+b"\n")
-    return sorted(held[1:] if mine else [], key=lambda o: o["number"])
+    trials = {o["number"]: o for o in (held[1:] if mine else ())}    # of two lines on one trial, the later counts
+    return [trials[o] for o in sorted(trials)]
 
 def append(path:Path, trial:Mapping) -> None:
     "Add a finished trial; it is on the disk when this returns."

@@ -115,7 +115,7 @@ def test_the_clock_jumps(cohort, calm, tally, tmp_path):
     storage = cohort.storage()
     Kill("train", 0).strike(cohort, storage)
     (tmp_path / "sitecustomize.py").write_text(CLOCK)
-    shifted = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    shifted = {"PYTHONPATH": os.pathsep.join([str(tmp_path), cohort.project.environment["PYTHONPATH"]])}
     assert cohort.start(storage, **shifted, TEST_DAYS_AHEAD="-3").wait(LIMIT) == 0, (storage / "said.txt").read_text()
     recovered(cohort, storage, calm, tally, ["clock three days back, then ten ahead"], **shifted, TEST_DAYS_AHEAD="10")
     days = {o["time"][:10] for o in map(json.loads, (storage / "logs" / "run.jsonl").read_text().splitlines())}
