@@ -188,7 +188,7 @@ def test_what_is_announced_and_half_written_is_read_over(tmp_path):
         assert verify(tree) == {"entries": 2, "head": head["hash"]}
     for strange in (b"x", line + b"\n\n", line[1:]):
         (tree.audit / "log.jsonl").write_bytes(log + strange)
-        with pytest.raises(AuditError, match="; keep it as evidence, then restore the folder from a backup, or move it away to begin a new chain$"):
+        with pytest.raises(AuditError, match=r"; keep it as evidence, then restore the folder from a backup, or move it away to begin a new chain$"):
             verify(tree)
     assert lines_of(b"a\nb\n") == lines_of(b"a\nb") == [b"a", b"b"] and lines_of(b"") == []
 
