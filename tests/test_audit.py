@@ -2,9 +2,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from health_predict import cli
-from health_predict.audit import AuditError, canonical, entries, read_head, record, sealed, unsealed, verify, write_head
+from health_predict.audit import (START, AuditError, actor, as_lines, canonical, entries, first_fault, lines_of, read_head, record, sealed, unsealed, verify,
+    write_head)
 from health_predict.settings import HealthPredictError, load_settings
 from health_predict.storage import Tree
 
@@ -114,6 +117,112 @@ def test_a_missing_head_or_log_is_found_and_a_noted_hash_tells_another_chain(tmp
     (tree.audit / "log.jsonl").unlink()    # both gone: nothing in this folder can tell
     record(tree, "decision", 1, {})
     with pytest.raises(AuditError, match=f"no entry has the hash {noted}"): verify(tree, known=noted)
+
+
+def chained(*numbers, former=START):
+    """Lines of a chain, as entries of these numbers."""
+    lines = []
+    for n in numbers:
+        entry = {"seq": n, "time": "2026-01-01", "actor": "a", "kind": "decision", "batch": n, "details": {}, "event": str(n), "former": former}
+        lines.append(sealed(entry).encode())
+        former = unsealed(lines[-1])["hash"]
+    return lines
+
+
+def head_of(lines, **changes): return {"seq": len(lines), "hash": unsealed(lines[-1])["hash"] if lines else START, "size": 0, "next": ""} | changes
+
+
+def test_first_fault_is_named_with_what_happened_to_it():
+    a, b, c = lines = chained(1, 2, 3)
+    head = head_of(lines)
+    assert first_fault(head, lines) is None and first_fault(head_of([]), []) is None
+    assert first_fault(head, [a, b, c, *chained(4)]) == "line 4 was added after the end"
+    assert first_fault(head, [a, b"{}", c]) == "line 2 was changed"
+    assert first_fault(head, [a, a, b]) == "line 2 was added: it repeats entry 1"
+    assert first_fault(head, [a, c, b]) == "line 2 was moved: it holds entry 3, and entry 2 is on line 3"
+    assert first_fault(head, [b, a, c]) == "line 1 was moved: it holds entry 2, and entry 1 is on line 2"
+    assert first_fault(head, [a, c]) == "entry 2 is missing: line 2 holds entry 3"
+    assert first_fault(head, [b, c]) == "entry 1 is missing: line 1 holds entry 2"
+    assert first_fault(head, [a, b]) == "entry 3 is missing: the end was cut off"
+    assert first_fault(head, []) == "entry 1 is missing: the end was cut off"
+    assert first_fault(head, [a, *chained(2, 3)]) == "line 2 doesn't follow line 1: one of them was written anew"
+    assert first_fault(head, chained(1, former="1" * 64) + [b, c]) == "line 1 doesn't follow line 0: one of them was written anew"
+    assert first_fault(head, [a, b, *chained(3, former=unsealed(b)["hash"])]) is None
+    forged = sealed({**{k: v for k, v in unsealed(c).items() if k != "hash"}, "actor": "b"}).encode()
+    assert first_fault(head, [a, b, forged]) == "line 3 was written anew"
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda h: h | {"seq": 9}, "entry 3 is missing: the end was cut off"),
+    (lambda h: h | {"size": h["size"] - 1}, "its end is not where"), (lambda h: h | {"size": h["size"] + 1}, "its end is not where"),
+    (lambda h: h | {"hash": START}, "line 2 was written anew"), (lambda h: h | {"next": "{}"}, "what it announces doesn't follow entry 2"),
+    (lambda h: h | {"next": chained(3)[0].decode()}, "what it announces doesn't follow entry 2"),
+    (lambda h: h | {"next": chained(4, former=h["hash"])[0].decode()}, "what it announces doesn't follow entry 2"),
+    (lambda h: h | {"more": 1}, "head.json was changed; restore it and log.jsonl from a backup"), (lambda h: [h], "head.json was changed"),
+    (lambda h: {k: v for k, v in h.items() if k != "next"}, "head.json was changed"),
+])
+def test_a_changed_head_is_found_by_who_reads_and_who_writes(tmp_path, change, said):
+    tree = tree_at(tmp_path)
+    for n in range(2): record(tree, "decision", n, {})
+    head = read_head(tree.audit)
+    write_head(tree.audit, change(head))
+    for act in (lambda: verify(tree), lambda: record(tree, "decision", 2, {})):
+        with pytest.raises(AuditError) as e: act()
+        assert said in str(e.value)
+    write_head(tree.audit, head)
+    (tree.audit / "head.json").write_text(json.dumps(head))    # the same in another spelling
+    with pytest.raises(AuditError, match=r"head\.json was changed"): verify(tree)
+    (tree.audit / "head.json").write_text("{")
+    with pytest.raises(AuditError, match=r"head\.json was changed"): verify(tree)
+
+
+def test_what_is_announced_and_half_written_is_read_over(tmp_path):
+    tree = tree_at(tmp_path)
+    for n in range(2): record(tree, "decision", n, {})
+    head, log = read_head(tree.audit), (tree.audit / "log.jsonl").read_bytes()
+    assert head["size"] == len(log) and head["seq"] == 2 and head["next"] == "" and head["hash"] == entries(tree)[-1]["hash"]
+    line = chained(3, former=head["hash"])[0]
+    write_head(tree.audit, head | {"next": line.decode()})
+    for written in (b"", line[:7], line, line + b"\n"):
+        (tree.audit / "log.jsonl").write_bytes(log + written)
+        assert verify(tree) == {"entries": 2, "head": head["hash"]}
+    for strange in (b"x", line + b"\n\n", line[1:]):
+        (tree.audit / "log.jsonl").write_bytes(log + strange)
+        with pytest.raises(AuditError, match=r"; keep it as evidence, then restore the folder from a backup, or move it away to begin a new chain$"):
+            verify(tree)
+    assert lines_of(b"a\nb\n") == lines_of(b"a\nb") == [b"a", b"b"] and lines_of(b"") == []
+
+
+def test_an_event_is_recorded_once_and_entries_are_chosen(tmp_path):
+    tree = tree_at(tmp_path)
+    first = record(tree, "decision", 0, {"a": 1})
+    assert set(first) == {"actor", "batch", "details", "event", "former", "hash", "kind", "seq", "time"}
+    assert (first["seq"], first["actor"], first["kind"], first["batch"], first["details"], first["former"]) == (1, "pipeline", "decision", 0, {"a": 1}, START)
+    assert abs(datetime.fromisoformat(first["time"]) - datetime.now(timezone.utc)) < timedelta(minutes=1)
+    assert len(first["time"]) == len("2026-01-01T00:00:00.000+00:00")
+    assert record(tree, "decision", 0, {"a": 1}, actor="somebody") == first
+    others = [record(tree, "promotion", 0, {"a": 1}), record(tree, "decision", 1, {"a": 1}), record(tree, "decision", 0, {"a": 2})]
+    named = record(tree, "promotion", 1, {"v": 1}, event="verdict 1")
+    assert named["event"] == "verdict 1" and record(tree, "rejection", 9, {"other": 2}, event="verdict 1") == named
+    told = record(tree, "note", None, {"says": "verdict 2"})
+    assert record(tree, "x", 1, {}, event="verdict 2")["seq"] == told["seq"] + 1    # a name in the details is no event
+    seqs = lambda **chosen: [o["seq"] for o in entries(tree, **chosen)]
+    assert seqs() == [1, 2, 3, 4, 5, 6, 7] and [o["former"] for o in entries(tree)][1:] == [o["hash"] for o in entries(tree)][:-1]
+    assert seqs(kind="decision") == [1, 3, 4] and seqs(batch=0) == [1, 2, 4] and seqs(kind="decision", batch=0) == [1, 4] and others[2]["seq"] == 4
+    assert seqs(last=2) == [6, 7] and seqs(last=0) == [] and seqs(last=99) == seqs() and seqs(kind="decision", last=1) == [4]
+    assert verify(tree, known=first["hash"].upper()) == verify(tree, known=first["hash"][:5]) == {"entries": 7, "head": entries(tree)[-1]["hash"]}
+    log = tree.audit / "log.jsonl"
+    log.write_bytes(log.read_bytes().replace(b'"decision"', b'"decisiom"', 1))
+    assert seqs() == [2, 3, 4, 5, 6, 7]    # a changed line is left out
+    with pytest.raises(AuditError) as e: verify(tree)
+    assert str(e.value) == f"{log}: line 1 was changed; compare it with a backup"
+
+
+def test_entries_are_shown_in_plain_words():
+    entry = {"seq": 12, "time": "2030-01-02T03:04:05.678+00:00", "actor": "a@b", "kind": "promotion", "batch": None}
+    entry["details"] = {"why": "a\x1b[1m", "n": [1, 2], "of": "x"}
+    assert list(as_lines([entry])) == ["   12 2030-01-02T03:04:05Z a@b promotion: why \"a\\u001b[1m\", n [1,2], of x"]
+    assert "@" in actor() and actor().endswith(socket.gethostname())
 
 
 def test_torn_at_any_byte_the_next_append_finishes_the_line(tmp_path, monkeypatch):

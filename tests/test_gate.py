@@ -19,7 +19,7 @@ def people():
     """A thousand encounters with their outcome, its true probability, and a champion that sees most of it."""
     rng, n = np.random.default_rng(3), 1000
     frame = pd.DataFrame({"patient_nbr": np.arange(n)//2, "race": rng.choice(["A", None], n), "age": "[70-80)", "gender": rng.choice(["F", "M"], n)})
-    frame.loc[:29, "gender"] = "U"
+    frame.loc[:29, "gender"] = "?"
     z = rng.normal(-.2, 1.2, n)
     y = (rng.random(n) < 1/(1+np.exp(-z))).astype(int)
     y[:30] = [1]*19+[0]*11    # one event short of being judged
@@ -35,7 +35,7 @@ def test_newest_test_patients_judge_until_there_are_enough():
     assert found(1) == found(2) == [7, 7]
     assert found(3) == found(5) == [3, 3, 3, 7, 7]
     assert found(6) == found(7) == found(8) == [0, 0, 3, 3, 3, 7, 7]
-    assert list(judges(cohort, 2).index) == [0, 1] and set(judges(cohort, 8).side) == {"test"}
+    assert list(judges(cohort, 2).index) == [0, 1] and set(judges(cohort, 8).side) == {"test"} and list(judges(cohort, 2)) == ["side", "batch"]
 
 
 def test_ranking_is_refused_from_the_guard_on():
@@ -84,9 +84,9 @@ def test_groups_with_enough_of_both_outcomes_are_judged(people):
     assert all(o == Check("any", "group", True, o.words, 0., 0., 0.) for o in found)
     y = y.copy(); y[0:31] = [1]*20+[0]*11
     assert len(group_checks("any", frame, y, champion, champion, W, RULE)) == 5    # 20 events, 10 others
-    y[19:40] = 0; frame = frame.assign(gender=np.where(np.arange(1000) < 40, "U", frame.gender))
+    y[19:40] = 0; frame = frame.assign(gender=np.where(np.arange(1000) < 40, "?", frame.gender))
     y[19] = 1
-    assert [o.words.split(":")[0] for o in group_checks("any", frame, y, champion, champion, W, RULE)][-2] == "gender U"    # 20 of each are enough
+    assert [o.words.split(":")[0] for o in group_checks("any", frame, y, champion, champion, W, RULE)][-4] == "gender ?"    # 20 of each are enough
 
 
 def test_a_group_that_is_worse_off_is_named(people):

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from health_predict.fields import FIELDS
-from health_predict.schema import FileRefused, check_file, refuse
+from health_predict.schema import Checked, FileRefused, check_file, check_header, refuse, with_rows
 
 
 @pytest.fixture
@@ -102,6 +102,115 @@ def test_too_many_bad_rows_refuse_the_file(tmp_path, lines):
     for i in range(1, 30): lines[i] = changed(lines[i], age="old")
     path = write(tmp_path, lines)
     with pytest.raises(FileRefused, match=r"29 of 200 rows are bad \(14.5%; at most 5.0% may be.*29 times: age 'old'"): refuse(check_file(path), path, .05, 1)
+
+
+def test_bounds_of_refusal_are_allowed_themselves(tmp_path, lines):
+    for i in range(1, 11): lines[i] = changed(lines[i], age="old")
+    lines[11] = changed(lines[11], gender="?")
+    checked = check_file(write(tmp_path, lines))
+    assert (checked.quarantined, checked.bad_share) == (11, .055)
+    refuse(checked, "7.csv", .055, 189)
+    with pytest.raises(FileRefused) as e: refuse(checked, "7.csv", .0549, 1)
+    assert str(e.value) == ("7.csv: 11 of 200 rows are bad (5.5%; at most 5.5% may be, [ingest] max_bad_share). The commonest finding, 10 times: age 'old' "
+                            "is not a bracket of years: '[0-10)' … '[90-100)'")
+    with pytest.raises(FileRefused) as e: refuse(checked, "7.csv", .06, 190)
+    assert str(e.value) == "7.csv: 189 good rows; at least 190 are needed ([ingest] min_rows). Was the whole batch sent?"
+    nothing = Checked(checked.rows[:0], checked.findings[:0], 0)
+    assert (nothing.quarantined, nothing.bad_share) == (0, 0)
+    for i in range(1, 201): lines[i] = b"\n"
+    empty = check_file(write(tmp_path, lines))
+    with pytest.raises(FileRefused, match=r"200 of 200 rows are bad .* 200 times: row is an empty line"): refuse(empty, "7.csv", .05, 1)
+
+
+def test_findings_are_told_line_by_line(tmp_path, lines):
+    """Each bad value of a row; a row of the wrong length and an empty one once; and the text of the row beside them, to be corrected."""
+    lines[3] = changed(lines[3], age="old", gender="?", time_in_hospital="99")
+    lines[5], lines[7] = b"\n", b"1,2,3," + b"x" * 300 + b"\n"
+    lines.append(lines[9])
+    path = write(tmp_path, lines)
+    found = check_file(path).findings
+    told = [("age", "old", "'old' is not a bracket of years"), ("gender", "?", "is missing"), ("time_in_hospital", "99", "99 is not between 1 and 14")]
+    assert [(o.line, o.column, o.value) for o in found.itertuples()] == [*((4, c, v) for c, v, _ in sorted(told, key=lambda o: list(FIELDS).index(o[0]))),
+        (6, "", ""), (8, "", lines[7][:200].decode()), (202, "encounter_id", changed_id(lines[9]))]
+    assert all(next(r for c, _, r in told if c == o.column) in o.reason for o in found.itertuples() if o.line == 4)
+    assert list(found.reason)[3:] == ["is an empty line", f"has 4 values, not {len(FIELDS)}", "stands in this file already"]
+    shown = with_rows(found, path)
+    assert list(shown.columns) == ["line", "column", "value", "reason", "row"] and list(shown.index) == list(range(len(found)))
+    assert list(shown.row) == [lines[o - 1].decode().rstrip("\n") for o in found.line]
+    write(tmp_path, [b"\xef\xbb\xbf", *lines])
+    assert with_rows(found, path).row[0] == shown.row[0]
+
+
+def changed_id(line): return line.split(b",")[list(FIELDS).index("encounter_id")].decode()
+
+
+def test_rows_of_parquet_are_told_by_their_number(tmp_path, lines):
+    frame = pd.read_csv(write(tmp_path, lines), dtype=str, keep_default_na=False)
+    frame.loc[1, "age"], frame.loc[2, "race"] = "old", None
+    frame.to_parquet(tmp_path / "7.parquet")
+    checked = check_file(tmp_path / "7.parquet")
+    assert [(o.line, o.column, o.value) for o in checked.findings.itertuples()] == [(2, "age", "old")] and checked.rows_in == 200
+    assert with_rows(checked.findings, tmp_path / "7.parquet").row.tolist() == [",".join(frame.iloc[1])]
+    assert with_rows(checked.findings.assign(line=3), tmp_path / "7.parquet").row[0] == ",".join("?" if o is None else o for o in frame.iloc[2])
+    frame.drop(columns="age").to_parquet(tmp_path / "8.parquet")
+    with pytest.raises(FileRefused, match="missing 'age'"): check_file(tmp_path / "8.parquet")
+    assert with_rows(checked.findings[:0], tmp_path / "7.parquet").empty
+
+
+@pytest.mark.parametrize("names, said", [
+    (list(FIELDS)[1:], "line 1: wrong header: missing 'encounter_id'; expected the 50 columns of the data set"),
+    ([*FIELDS, "sex"], "line 1: wrong header: unknown 'sex'; expected the 50 columns of the data set"),
+    ([*list(FIELDS)[5:], "sex"], "wrong header: missing " + ", ".join(repr(o) for o in list(FIELDS)[:5]) + "; unknown 'sex'; expected"),
+    (list(FIELDS)[6:], "wrong header: missing " + ", ".join(repr(o) for o in list(FIELDS)[:5]) + " …; expected"),
+    ([*FIELDS, "race", "age"], "line 1: column 'age' stands twice"),
+    (["1", "2"], f"line 1: no known column; is the header line missing? It starts '1,2', expected {','.join(FIELDS)[:60]!r} …"),
+    (["x" * 100], f"It starts {'x' * 60!r}, expected"),
+])
+def test_wrong_header_is_told_by_name(names, said):
+    with pytest.raises(FileRefused) as e: check_header("7.csv", names)
+    assert said in str(e.value) and str(e.value).startswith("7.csv, line 1: ")
+
+
+def test_columns_may_come_in_any_order_and_in_quotes(tmp_path, lines):
+    back = [b",".join(reversed(o.rstrip(b"\n").split(b","))) + b"\n" for o in lines]
+    back[0] = b", ".join(b'"' + o + b'"' for o in back[0].rstrip().split(b",")) + b"\r\n"
+    found = check_file(write(tmp_path, back, "8.csv"))
+    pd.testing.assert_frame_equal(found.rows, check_file(write(tmp_path, lines)).rows)
+
+
+def test_a_double_is_found_in_a_later_chunk_too(tmp_path, lines, monkeypatch):
+    monkeypatch.setattr("health_predict.schema.CHUNK_BYTES", 20_000)
+    checked = check_file(write(tmp_path, [*lines, lines[1], lines[150]]))
+    assert list(checked.findings.line) == [202, 203] and set(checked.findings.reason) == {"stands in this file already"} and len(checked.rows) == 200
+    assert list(checked.rows.index) == list(range(200))
+
+
+def test_a_bad_row_leaves_its_number_to_a_later_good_one(tmp_path, lines):
+    """An encounter counts as taken in only where its row was good."""
+    lines.append(lines[4])
+    lines[4] = changed(lines[4], age="old")
+    assert list(check_file(write(tmp_path, lines)).findings.line) == [5]
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"", "{} is empty; send the batch again"), (b"\xfe\xff\0a", "{} is UTF-16 text; save it as UTF-8"),
+    (b"\xff\xfea\0", "{} is UTF-16 text; save it as UTF-8"), (b"abc\0d", "{} is not a text file (it starts b'abc\\x00')"),
+    (b"PK\x03\x04", "{} is not a text file (it starts b'PK\\x03\\x04'); export the batch as CSV, in UTF-8"),
+    (b"r\xe4ce\n", "{}, line 1 is not UTF-8; save the file as UTF-8"),
+])
+def test_what_is_no_csv_is_told_from_its_first_bytes(tmp_path, content, said):
+    (tmp_path / "7.csv").write_bytes(content)
+    with pytest.raises(FileRefused) as e: check_file(tmp_path / "7.csv")
+    assert str(e.value).startswith(said.format(tmp_path / "7.csv"))
+
+
+def test_other_encodings_are_told_by_line_and_byte(tmp_path, lines):
+    lines[9] = lines[9].replace(b"Female", b"F\xe9male").replace(b"Male", b"M\xe4le")
+    with pytest.raises(FileRefused) as e: check_file(write(tmp_path, lines))
+    byte = "0xe9" if b"\xe9" in lines[9] else "0xe4"
+    assert str(e.value) == f"{tmp_path / '7.csv'}, line 10: byte {byte} is not UTF-8 (Windows or Latin-1 text?); save the file as UTF-8"
+    half = [*lines[:9], lines[10].rstrip() + b"\xc3"]    # of a character, at the end
+    with pytest.raises(FileRefused, match="is not UTF-8"): check_file(write(tmp_path, half))
 
 
 def test_parquet_is_read_as_the_csv_is(tmp_path, lines):
