@@ -148,3 +148,11 @@ def test_model_card_is_there(browser, server):
     card = find(browser, "details.card")
     find(browser, "details.card summary").click()
     assert "Intended use" in card.text and card.find_elements("css selector", "table")
+
+
+def test_codes_are_explained(browser, server):
+    browser.get(server.url + "/docs")
+    cell = browser.find_element("xpath", "//tr[td/code='admission_type_id']/td[3]")
+    assert "elective" not in cell.text
+    cell.find_element("css selector", "summary").click()
+    assert "1: emergency; 2: urgent; 3: elective" in cell.text
