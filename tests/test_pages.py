@@ -152,7 +152,7 @@ def test_model_card_is_there(browser, server):
 
 def test_codes_are_explained(browser, server):
     browser.get(server.url + "/docs")
-    cell = browser.find_element("xpath", "//tr[td/code='admission_type_id']/td[3]")
-    assert "elective" not in cell.text
-    cell.find_element("css selector", "summary").click()
-    assert "1: emergency; 2: urgent; 3: elective" in cell.text
+    codes = browser.find_element("xpath", "//tr[td/code='admission_type_id']//details")
+    assert codes.get_attribute("open") is None
+    codes.find_element("css selector", "summary").click()
+    assert codes.get_attribute("open") and "1: emergency; 2: urgent; 3: elective" in codes.text
