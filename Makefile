@@ -62,7 +62,7 @@ lock: $(VENV)/.ready  ## Resolve the dependencies anew
 	$(PINNED) pyproject.toml --all-extras -o requirements.lock
 	cp requirements.lock docker/api.lock; cp requirements.lock docker/pipeline.lock    # the images get the versions that the tests saw
 	$(PINNED) --group api -o docker/api.lock
-	$(PINNED) pyproject.toml --extra pipeline --extra serve --extra aws -o docker/pipeline.lock
+	$(PINNED) pyproject.toml --extra pipeline --extra aws -o docker/pipeline.lock
 
 check: $(VENV)/.ready  ## Library and notebooks in step, and clean
 	@$(BIN)/nbdev-export

@@ -1,7 +1,7 @@
 """Notebook-first prediction of hospital readmission."""
 import os
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 QUIET = {"DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "PLOOMBER_STATS_ENABLED": "false",
          "PLOOMBER_VERSION_CHECK_DISABLED": "true", "RAY_USAGE_STATS_ENABLED": "0"}    # a hospital's data tool calls nobody

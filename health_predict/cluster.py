@@ -28,8 +28,7 @@ PATHS = {"Namespace": "api/v1/namespaces", "Pod": "api/v1/namespaces/{}/pods", "
 
 def connect(settings:Settings):
     "The client's connection to the context that is set; raises `ClusterError`."
-    try: from kubernetes import client, config
-    except ImportError as e: raise ClusterError("the package kubernetes is missing; install health-predict[serve]") from e
+    from kubernetes import client, config
     rule, made = settings.deploy, client.Configuration()
     if not rule.context: raise ClusterError("no cluster is configured; set [deploy] context")
     try:

@@ -8,6 +8,7 @@ __all__ = ['GuideError', 'sources', 'relinked', 'read', 'shown', 'around', 'cont
 # %% ../nbs/library/44_guide.ipynb #b5e27259
 import base64, re
 from collections.abc import Mapping
+from mimetypes import guess_type
 from pathlib import Path
 
 import nbformat
@@ -44,7 +45,7 @@ def relinked(
         picture, words, path, part = found[1], found[2], found[3], found[4] or ""
         if re.match(r"[a-z]+:", path): return found[0]
         file = (source.parent/path).resolve()
-        if picture: return f"![{words}](data:image/{file.suffix[1:]};base64,{base64.b64encode(file.read_bytes()).decode()})"
+        if picture: return f"![{words}](data:{guess_type(file)[0]};base64,{base64.b64encode(file.read_bytes()).decode()})"
         return f"[{words}]({names[file]}.html{part})" if file in names else words
     return re.sub(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)", to, text)
 

@@ -30,7 +30,7 @@ def sources(settings:Settings) -> dict[str, str]: # {path: SHA-256}
     files = (p for o in PARTS for p in (sorted((settings.home/o).rglob("*")) if (settings.home/o).is_dir() else [settings.home/o]))
     return {str(p.relative_to(settings.home)): file_digest(p) for p in files if p.is_file() and "__pycache__" not in p.parts}
 
-def reference(settings:Settings) -> str: # Such as localhost:5000/health-predict-api:0.1.0-3f0c9a1b2c3d
+def reference(settings:Settings) -> str: # Such as localhost:5000/health-predict-api:1.0.0-3f0c9a1b2c3d
     "The name of this code's image."
     name = f"{settings.deploy.registry}/{settings.deploy.image}" if settings.deploy.registry else settings.deploy.image
     return f"{name}:{__version__}-{digest(sources(settings))[:12]}"

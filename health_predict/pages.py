@@ -143,7 +143,8 @@ def docs():
     encounter = api["components"]["schemas"]["Encounter"]
     operations = [(method.upper(), path, o) for path,item in api["paths"].items() for method,o in item.items()]
     fields = [(FIELDS[k], expected(FIELDS[k]), k in encounter["required"]) for k in encounter["properties"]]
-    return page("docs.html", operations=operations, fields=fields, example=json.dumps(EXAMPLE), url=request.host_url.rstrip("/"))
+    guide = (Tree(service().settings).root/"guide"/"index.html").is_file()
+    return page("docs.html", operations=operations, fields=fields, example=json.dumps(EXAMPLE), url=request.host_url.rstrip("/"), guide=guide)
 
 # %% ../nbs/library/69_pages.ipynb #7bc883fe
 log = logging.getLogger("health_predict")

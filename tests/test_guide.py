@@ -39,8 +39,9 @@ def test_the_api_shows_it(serve, models, guide):
     server = serve(storage)
     server.wait()
     missing = server.get("/docs/guide/")
-    assert missing.status_code == 404 and "make docs" in missing.text
+    assert missing.status_code == 404 and "make docs" in missing.text and "/docs/guide/" not in server.get("/docs").text
     shutil.copytree(guide, storage / "guide")
+    assert 'href="/docs/guide/"' in server.get("/docs").text
     assert "<h1" in server.get("/docs/guide/").text
     assert "May the challenger take over?" in server.get("/docs/guide/gate.html").text
     for name in ("..%2fmodels%2fchampion.json", "nothing", "%2e%2e"): assert server.get(f"/docs/guide/{name}").status_code == 404, name

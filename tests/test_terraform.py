@@ -16,7 +16,7 @@ import requests
 import yaml
 
 HERE = Path(__file__).parents[1] / "terraform"
-REGION, RELEASE = "eu-west-1", {"url": "s3://releases/health-predict-0.1.0.tar.gz", "sha256": "0" * 64}
+REGION, RELEASE = "eu-west-1", {"url": "s3://releases/health-predict-1.0.0.tar.gz", "sha256": "0" * 64}
 # moto speaks HTTP with paths in place of bucket hosts, and knows no accounts' names.
 AWAY = 'provider "aws" {\n  s3_use_path_style = true\n  skip_metadata_api_check = true\n}\n'
 

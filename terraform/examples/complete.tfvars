@@ -15,7 +15,7 @@ root_gb       = 60
 data_gb       = 200
 
 release = {
-  url    = "https://example.org/releases/health-predict-0.1.0.tar.gz"
+  url    = "https://example.org/releases/health-predict-1.0.0.tar.gz"
   sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
 }
 minikube = {

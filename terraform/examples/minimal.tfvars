@@ -2,6 +2,6 @@
 region = "eu-west-1"
 
 release = {
-  url    = "s3://my-releases/health-predict-0.1.0.tar.gz"
-  sha256 = "0000000000000000000000000000000000000000000000000000000000000000" # sha256sum health-predict-0.1.0.tar.gz
+  url    = "s3://my-releases/health-predict-1.0.0.tar.gz"
+  sha256 = "0000000000000000000000000000000000000000000000000000000000000000" # sha256sum health-predict-1.0.0.tar.gz
 }

@@ -38,7 +38,7 @@ mock_provider "aws" {
 
 variables {
   region  = "eu-west-1"
-  release = { url = "s3://releases/health-predict-0.1.0.tar.gz", sha256 = "0000000000000000000000000000000000000000000000000000000000000000" }
+  release = { url = "s3://releases/health-predict-1.0.0.tar.gz", sha256 = "0000000000000000000000000000000000000000000000000000000000000000" }
 }
 
 run "by_default" {
@@ -56,7 +56,7 @@ run "by_default" {
     error_message = "the machine could give itself more rights"
   }
   assert {
-    condition     = alltrue([for s in module.identity.statements : alltrue([for r in s.Resource : r == "*" || strcontains(r, "health-predict") || strcontains(r, ":key/0") || startswith(r, "arn:aws:s3:::bucket") || r == "arn:aws:s3:::releases/health-predict-0.1.0.tar.gz"])])
+    condition     = alltrue([for s in module.identity.statements : alltrue([for r in s.Resource : r == "*" || strcontains(r, "health-predict") || strcontains(r, ":key/0") || startswith(r, "arn:aws:s3:::bucket") || r == "arn:aws:s3:::releases/health-predict-1.0.0.tar.gz"])])
     error_message = "the machine reaches resources of others"
   }
   assert {

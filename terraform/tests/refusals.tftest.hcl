@@ -8,7 +8,7 @@ mock_provider "aws" {
 
 variables {
   region  = "eu-west-1"
-  release = { url = "s3://releases/health-predict-0.1.0.tar.gz", sha256 = "0000000000000000000000000000000000000000000000000000000000000000" }
+  release = { url = "s3://releases/health-predict-1.0.0.tar.gz", sha256 = "0000000000000000000000000000000000000000000000000000000000000000" }
 }
 
 run "what_cannot_be" {
