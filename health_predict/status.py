@@ -56,9 +56,9 @@ def to_do(settings:Settings, found:Mapping) -> Iterator[str]:
     for b in found["batches"]:
         if "fault" in b: yield f"{b['fault']}; health-predict run --batch N makes it again"
         elif b["state"] in ("failed", "set aside"):
-            again = f"; then: health-predict run --batch {b['batch']}" if b["state"]=="set aside" else ""
-            yield (f"batch {b['batch']} {'is set aside' if b['state']=='set aside' else 'failed'} at {b['stage'] or 'its start'}. "
-                   f"{ADVICE.get(b['kind'], ADVICE['batch'])}{again} (health-predict report --batch {b['batch']})")
+            again = f" Then: health-predict run --batch {b['batch']}" if b["state"]=="set aside" else ""
+            yield (f"batch {b['batch']} {'is set aside: it failed' if b['state']=='set aside' else 'failed'} at {b['stage'] or 'its start'}. "
+                   f"{ADVICE.get(b['kind'], ADVICE['batch'])} Where it is: health-predict report --batch {b['batch']}.{again}")
     for o in ("champion", "breaker", "alerts"):
         if isinstance(found[o], dict) and "fault" in found[o]: yield f"{found[o]['fault']} (health-predict doctor)"
     if found["breaker"].get("state")=="open": yield f"{found['breaker']['words']}: health-predict breaker show"
