@@ -48,6 +48,8 @@ def status(settings:Settings) -> dict: # JSON: at, holder, batches, waiting, asi
         "ended": kept["ended"], "succeeded": kept["succeeded"], "champion": tell_or_fault("the champion", champion, tree),
         "breaker": tell_or_fault("the circuit breaker", described),
         "schedule": vars(installed(settings)), "alerts": tell_or_fault("the alerts", waiting, settings)}
+    for o in found["batches"]:
+        if o.get("state")=="running" and not found["holder"]: o["state"] = "stopped"    # killed: it could not say so
     return found|{"to_do": list(to_do(settings, found))}
 
 # %% ../nbs/library/52_status.ipynb #d63c51f7
@@ -94,7 +96,7 @@ def screen(found:Mapping) -> Iterator[str]:
         if "fault" in b: yield b["fault"]; continue
         late, promoted = " late" if b["late"] else "", ", promoted" if b["promoted"] else ""
         made = f"{b['severity'] or 'first model'}, {b['action']}{promoted}" if b["action"] else ""
-        said = made if b["state"]=="published" else f"at {b['stage']}" if b["stage"] else ""
+        said = {"published": made, "stopped": "half-way; the next run goes on there"}.get(b["state"], f"at {b['stage']}" if b["stage"] else "")
         yield f"batch {b['batch']:<4} {b['state']+late:14} {b['seconds']:7.1f} s  {said}".rstrip()
     if found["to_do"]: yield from ("", "to do", *(f"  - {o}" for o in found["to_do"]))
 
