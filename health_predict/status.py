@@ -43,7 +43,7 @@ def status(settings:Settings) -> dict: # JSON: at, holder, batches, waiting, asi
     known = sorted({*(int(o) for o in kept["batches"]), *numbered(tree.reports)})
     described = lambda: vars(o := breaker.state(tree, settings.breaker))|{"words": breaker.described(o, settings.breaker)}
     found = {"at": now(), "holder": at_work(tree), "known": len(known),
-        "batches": [tell_or_fault(f"batch {b}", batch_line, tree, kept, b) for b in known[-SHOWN:]],
+        "batches": [{"batch": b, **tell_or_fault(f"batch {b}", batch_line, tree, kept, b)} for b in known[-SHOWN:]],
         "waiting": list(turn.waiting), "aside": list(turn.aside), "next": {"batch": turn.batch, "why": turn.why, "late": turn.late},
         "ended": kept["ended"], "succeeded": kept["succeeded"], "champion": tell_or_fault("the champion", champion, tree),
         "breaker": tell_or_fault("the circuit breaker", described),
@@ -56,7 +56,7 @@ def status(settings:Settings) -> dict: # JSON: at, holder, batches, waiting, asi
 def to_do(settings:Settings, found:Mapping) -> Iterator[str]:
     "What needs somebody."
     for b in found["batches"]:
-        if "fault" in b: yield f"{b['fault']}; health-predict run --batch N makes it again"
+        if "fault" in b: yield f"{b['fault']}; health-predict run --batch {b['batch']} makes it again"
         elif b["state"] in ("failed", "set aside"):
             again = f" Then: health-predict run --batch {b['batch']}" if b["state"]=="set aside" else ""
             yield (f"batch {b['batch']} {'is set aside: it failed' if b['state']=='set aside' else 'failed'} at {b['stage'] or 'its start'}. "
