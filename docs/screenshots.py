@@ -116,9 +116,9 @@ SERVED = {
     "gallery": page("/reports/", 870),
     "evaluate": page("/reports/0/evaluate.html", 785),
     "compare": page("/reports/4/compare.html", 881),
-    "drift": page("/reports/4/drift.html", 900),
+    "drift": page("/reports/4/drift.html", 878),
     "explain": explained}
-FAILED = {"failed": page(f"/reports/{BATCHES}/ingest.html", 620)}
+FAILED = {"failed": page(f"/reports/{BATCHES}/ingest.html", 355)}
 LAB = {"lab": feature}
 LAB_COMMAND = ("jupyter", "lab", "--config=.jupyter/jupyter_server_config.py", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port={port}",
     "--ServerApp.port_retries=0", "--IdentityProvider.token=x")
