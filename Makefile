@@ -12,7 +12,7 @@ API_PORT ?= 8000
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
-.PHONY: help run demo test serve lab mlflow docs doctor lock check release-check image pin lint audit sbom check-terraform clean
+.PHONY: help run demo test serve lab mlflow docs doctor lock check mutation release-check image pin lint audit sbom check-terraform clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -64,11 +64,19 @@ lock: $(VENV)/.ready  ## Resolve the dependencies anew
 	$(PINNED) --group api -o docker/api.lock
 	$(PINNED) pyproject.toml --extra pipeline --extra aws -o docker/pipeline.lock
 
-check: $(VENV)/.ready  ## Library and notebooks in step, and clean
+check: $(VENV)/.ready  ## Library and notebooks in step and clean, layers kept
 	@$(BIN)/nbdev-export
 	@$(BIN)/nbdev-clean
 	@$(BIN)/ruff check
+	@$(BIN)/ruff check --isolated --select F --exclude _modidx.py health_predict    # all names are there; what only an example needs, its hidden cell imports
+	@$(BIN)/lint-imports --no-logo --no-cache
 	@git diff --exit-code --stat -- nbs health_predict
+
+# Half an hour and more, so no part of CI. `mutmut show NAME` shows what survived.
+DECIDES := gate.* respond.* schema.* audit.* breaker.* $(foreach o,severity verdict thresholds effects overall benjamini_hochberg,drift.x_$(o)__*) \
+  $(foreach o,came_true fall,performance.x_$(o)__*)
+mutation: $(VENV)/.ready  ## Change the code that decides, bit by bit: some test must notice
+	@$(BIN)/mutmut run $(foreach o,$(DECIDES),'health_predict.$(o)')
 
 # What a user will install, installed: the wheel in an environment of its own answers, and names what it lacks.
 release-check: $(VENV)/.ready  ## Build wheel and source archive, install the wheel afresh, ask it

@@ -9,7 +9,7 @@ __all__ = ['can_return', 'outcome', 'mix', 'side', 'LabelError', 'labelled_batch
 import numpy as np
 import pandas as pd
 
-from .fields import EXCLUDED_DISPOSITIONS, LABEL, TARGETS
+from .fields import EXCLUDED_DISPOSITIONS, TARGETS
 from .settings import HealthPredictError, Settings, SplitSettings
 from .storage import Tree, numbered
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DROPPED', 'COUNTS', 'COMMON_DRUGS', 'USED_DRUGS', 'DOSE', 'PATIENT', 'LABORATORY', 'MEDICATION', 'DIAGNOSIS',
            'LEVELS', 'RATES', 'DEFINITION', 'FOLDS', 'Number', 'Points', 'Levels', 'Rate', 'one', 'flag', 'fields_of',
-           'unused_fields', 'log_odds', 'rate_table', 'level_table', 'merge_lookups', 'compile_encoder', 'fit_encoder',
-           'say_column', 'fit_encode']
+           'log_odds', 'rate_table', 'level_table', 'merge_lookups', 'compile_encoder', 'fit_encoder', 'say_column',
+           'fit_encode']
 
 # %% ../nbs/library/10_features.ipynb #a1b5a069
 from collections.abc import Mapping
@@ -100,10 +100,6 @@ DEFINITION = (*(Number(o) for o in COUNTS), *PATIENT, *LABORATORY, *MEDICATION, 
 def fields_of(feature) -> tuple[str, ...]:
     "The fields that a feature is made of."
     return tuple(f for f,_ in feature.key) if isinstance(feature, Levels|Rate) else getattr(feature, "fields", ())
-
-def unused_fields() -> set[str]:
-    "Fields that are neither used nor dropped by name: there must be none."
-    return set(FIELDS)-{f for o in DEFINITION for f in fields_of(o)}-set(DROPPED)
 
 # %% ../nbs/library/10_features.ipynb #9738a55c
 def log_odds(p): return np.log(p/(1-p))

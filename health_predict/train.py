@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HYPERPARAMETERS', 'FIT', 'TrainingError', 'threads', 'fit_logistic', 'fit_forest', 'boosting', 'fit_xgboost',
-           'raw_log_odds', 'require_events', 'fit', 'Fitted', 'judge', 'settle', 'fit_calibrated', 'best_of',
-           'best_by_family', 'train_target']
+           'raw_log_odds', 'require_events', 'fit', 'fit_calibration', 'Fitted', 'judge', 'settle', 'fit_calibrated',
+           'best_of', 'best_by_family', 'train_target']
 
 # %% ../nbs/library/13_train.ipynb #04beba59
 import os
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .calibrate import calibrated, choose_threshold, fit_calibration, log_odds
+from .calibrate import calibrated, choose_threshold, log_odds
 from .evaluate import measures, number
 from .settings import HealthPredictError, ThresholdSettings
 
@@ -81,6 +81,22 @@ def fit(
     "A fitted model of one family; raises `TrainingError` where there is nothing to tell apart."
     require_events(y)
     return FIT[family](X, y, seed, threads(n_threads), **(parameters or HYPERPARAMETERS[family]))
+
+# %% ../nbs/library/13_train.ipynb #173b83e1
+def fit_calibration(
+    scores:np.ndarray, y:np.ndarray, # (rows,) uncalibrated log-odds and outcomes of validation patients
+)->dict: # {"method", "a", "b", "c"}; a and b are not negative, so the ranking stays
+    "Beta calibration by logistic regression on log p and -log(1 - p)."
+    from sklearn.linear_model import LogisticRegression
+    z, weights = np.asarray(scores, dtype=np.float64), np.zeros(2)
+    parts, kept = np.column_stack([-np.logaddexp(0, -z), np.logaddexp(0, z)]), [0, 1]
+    while True:
+        line = LogisticRegression(C=np.inf, max_iter=1000, tol=1e-8).fit(parts[:, kept], y)
+        if len(kept)==1 or line.coef_[0].min()>=0: break
+        kept = [kept[int(np.argmax(line.coef_[0]))]]
+    weights[kept] = np.maximum(line.coef_[0], 0)
+    a, b, c = (round(float(o), 9) for o in (*weights, line.intercept_[0]))
+    return {"method": "beta", "a": a, "b": b, "c": c}
 
 # %% ../nbs/library/13_train.ipynb #bcbde340
 @dataclass

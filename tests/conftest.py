@@ -191,3 +191,23 @@ def faults(answer: requests.Response, status: int = 422) -> dict[str, str]:
     body = answer.json()
     assert set(body) == {"detail", "request_id"} and all(set(o) == {"loc", "msg", "type"} for o in body["detail"])
     return {str(o["loc"][-1]) if o["loc"] else "": o["msg"] for o in body["detail"]}
+
+
+@pytest.fixture(scope="module")
+def moto(tmp_path_factory):
+    """S3 on this machine."""
+    from rough import Moto
+    server = Moto(tmp_path_factory.mktemp("moto"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def place(moto, tmp_path, monkeypatch):
+    """A bucket in it, and machines that use it, over a network as rough as wanted."""
+    from rough import Place
+    from health_predict.reader import store_of
+    store_of.cache_clear()
+    made = Place(moto, tmp_path, monkeypatch)
+    yield made
+    made.end()

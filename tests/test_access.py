@@ -8,7 +8,7 @@ import requests
 
 from health_predict.access import new_key
 from health_predict.fields import INPUTS
-from health_predict.outcomes import predictions_with_outcomes
+from health_predict.traffic import predictions_with_outcomes
 from health_predict.settings import load_settings
 
 

@@ -15,7 +15,8 @@ import requests
 from moto import mock_aws
 
 from health_predict import audit
-from health_predict.bundle import Bundle, finish, write_bundle
+from health_predict.bundle import Bundle
+from health_predict.pack import finish, write_bundle
 from health_predict.cluster import Cluster, ClusterError, apply, find, get
 from health_predict.cohort import TARGETS, can_return, outcome, side
 from health_predict.deploy import DeployError, deploy_image, deploy_model, known_encounters, plan, settle, verify

@@ -15,7 +15,8 @@ from moto import mock_aws
 from typer.testing import CliRunner
 
 from health_predict import cli, startup
-from health_predict.bundle import Bundle, finish, write_bundle
+from health_predict.bundle import Bundle
+from health_predict.pack import finish, write_bundle
 from health_predict.cohort import TARGETS, can_return, outcome
 from health_predict.deploy import free_port, verify
 from health_predict.features import fit_encode

@@ -227,7 +227,7 @@ def test_api_image_answers(engine, api, models, encounter):
         probe = ["buildah", *engine.store, "run", "--isolation", "chroot", "--env", f"{PORT}={url.rpartition(':')[2]}", container, "--", *check]
         assert subprocess.run(probe, capture_output=True).returncode == 0
     assert list((storage / "predictions").glob("????-??-??/*.jsonl")), "the log of the server that was stopped is not closed"
-    from health_predict.prediction_log import read_predictions
+    from health_predict.predictions import read_predictions
     from health_predict.settings import load_settings
     assert len(read_predictions(load_settings(storage={"root": str(storage)}))) == 1
     assert "Microsoft" not in engine.run(container, "sh", "-c", "ls -aR /tmp")    # ONNX Runtime's telemetry

@@ -10,7 +10,8 @@ import psutil
 import pytest
 import requests
 
-from health_predict.bundle import recalibrate, verify
+from health_predict.bundle import verify
+from health_predict.pack import recalibrate
 from health_predict.cohort import outcome
 from health_predict.settings import load_settings
 
@@ -204,7 +205,7 @@ def test_a_killed_worker_is_replaced_and_its_log_is_kept(two, encounter):
     server.wait()
     assert server.post("/predict", json=encounter).ok
     assert server.stop() == 0
-    from health_predict.prediction_log import read_predictions
+    from health_predict.predictions import read_predictions
     found = read_predictions(load_settings(storage={"root": str(server.storage)}))
     assert len(found) == answered + 1 == found.request_id.nunique()
 

@@ -8,7 +8,8 @@ import pytest
 from conftest import Project
 from database import Postgres, programs
 from health_predict.audit import entries, verify
-from health_predict.mirror import LEDGER, pull, status
+from health_predict.ledger import LEDGER
+from health_predict.mirror import pull, status
 from health_predict.registry import mlflow_client
 from health_predict.remote import remote_of
 from health_predict.settings import load_settings

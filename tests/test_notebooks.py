@@ -41,6 +41,24 @@ def test_notebook_is_clean(notebook):
     assert cells_are_short(nb) and len({c.id for c in nb.cells}) == len(nb.cells)
 
 
+@pytest.mark.parametrize("notebook", LIBRARY, **NAME)
+def test_notebook_builds_only_on_those_before_it(notebook):
+    """The numbers are an order to read in: what a notebook imports, for its examples too, stands before it."""
+    place = {o.stem[3:]: o.stem for o in LIBRARY}
+    text = "\n".join(c.source for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code")
+    named = re.findall(r"^\s*(?:from|import) health_predict\.(\w+)", text, re.M)
+    named += [o.split()[0] for line in re.findall(r"^\s*from health_predict import (.+)", text, re.M) for o in line.split(",")]
+    assert not [place[o] for o in named if o in place and place[o] >= notebook.stem]
+
+
+def test_links_lead_somewhere():
+    """Notebooks and how-to pages link to files that are there."""
+    found = {p: "\n".join(c.source for c in nbformat.read(p, as_version=4).cells if c.cell_type == "markdown") for p in LIBRARY + PIPELINE + EXPLORE}
+    found |= {p: p.read_text() for p in (ROOT / "docs").rglob("*.md")}
+    links = [(p, o) for p, text in found.items() for o in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", text)]
+    assert not [(p.name, o) for p, o in links if not (p.parent / o).exists()]
+
+
 def cells_are_short(nb):
     return all(len(c.source.splitlines()) <= 45 for c in nb.cells if c.cell_type == "code" and c.source.startswith("#| export"))
 

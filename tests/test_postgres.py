@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from database import Postgres, programs
 from health_predict import cli, registry
-from health_predict.bundle import finish, write_bundle
+from health_predict.pack import finish, write_bundle
 from health_predict.doctor import examine
 from health_predict.registry import RegistryAway, RegistryOld, mlflow_client, promote, record, rollback, shown, upgrade
 from health_predict.settings import load_settings

@@ -33,6 +33,17 @@ def test_merging_is_associative_and_commutative_and_counts_every_row(x, y, z):
     for level, _ in x: assert a.of(level) == sum(o == level for o, _ in x)
 
 
+@given(parts=st.lists(st.integers(0, 2), min_size=40, max_size=40), first=st.integers(0, 2900), p=st.lists(st.floats(0, 1), min_size=40, max_size=40))
+@settings(max_examples=25, deadline=None)
+def test_whole_profiles_merge_in_any_order_and_any_bracketing(encounters, parts, first, p):
+    """Some of the three parts may be empty; the sum is the profile of all, and is kept and read as such."""
+    rows, p, part = encounters.iloc[first:first + 40], np.array(p), np.array(parts)
+    a, b, c = (profile(rows[part == k], {"any": p[part == k]}) if (part == k).any() else EMPTY for k in range(3))
+    whole = profile(rows, {"any": p})
+    assert (a + b) + c == a + (b + c) == (c + a) + b == merge([b, c, a]) == whole and a + b == b + a
+    assert from_json(json.loads(json.dumps(as_json(a + b + c)))) == whole and (a + b + c).rows == 40
+
+
 def test_any_cut_of_a_batch_gives_the_same_profile(encounters):
     p = np.random.default_rng(0).random(len(encounters))
     whole = profile(encounters, {"any": p, "30d": p / 2})

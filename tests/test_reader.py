@@ -6,35 +6,19 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from health_predict import reader
 from health_predict.api import create_app
-from health_predict.bundle import verify, write_bundle
+from health_predict.bundle import verify
+from health_predict.pack import write_bundle
 from health_predict.live import Live
 from health_predict.mirror import push, push_bundle
 from health_predict.remote import remote_of
 from health_predict.settings import load_settings
 from health_predict.storage import Tree, write_json
 from health_predict.train import Fitted, fit, fit_calibration, raw_log_odds
-from rough import Moto, Place
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def moto(tmp_path_factory):
-    server = Moto(tmp_path_factory.mktemp("moto"))
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def place(moto, tmp_path, monkeypatch):
-    reader.store_of.cache_clear()
-    made = Place(moto, tmp_path, monkeypatch)
-    yield made
-    made.end()
 
 
 def bundle(folder: Path, seed: int) -> str:

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from health_predict import cli, registry
 from health_predict.audit import entries
-from health_predict.bundle import Bundle, finish
+from health_predict.bundle import Bundle
+from health_predict.pack import finish
 from health_predict.registry import folder_of, load_champion, mlflow_client, promote, record, rollback
 from health_predict.settings import load_settings
 from health_predict.storage import champion

@@ -15,37 +15,24 @@ from health_predict import audit, mirror
 from health_predict.audit import AuditError, entries, record, verify
 from health_predict.data import find, split, upload
 from health_predict.doctor import examine
-from health_predict.mirror import Known, local_files, pull, push, push_bundle, status
+from health_predict.ledger import LEDGER, PLACES, Known, local_files, path_of
+from health_predict.mirror import pull, push, push_bundle, status
 from health_predict.remote import ABSENT, PARTS, RemoteAbsent, RemoteAway, RemoteChanged, RemoteError, remote_of
 from health_predict.settings import SettingsError, load_settings
 from health_predict.storage import Tree, file_digest, write_json
 from health_predict.turn import next_turn, read_kept
-from rough import AWS, Moto, Place
+from rough import AWS
 
 ROOT = Path(__file__).parents[1]
 WEATHER = {"slow": .05, "broken": .05, "slow_down": .05, "reset": .05, "lost": .04, "torn": .05}
-
-
-@pytest.fixture(scope="module")
-def moto(tmp_path_factory):
-    server = Moto(tmp_path_factory.mktemp("moto"))
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def place(moto, tmp_path, monkeypatch):
-    made = Place(moto, tmp_path, monkeypatch)
-    yield made
-    made.end()
 
 
 def batch_made(settings, batch: int, pages=("ingest", "train", "publish")) -> None:
     """A tree as a build leaves it, with small files."""
     tree, rng = Tree(settings), np.random.default_rng(batch)
     for name in ("encounters.parquet", "features.parquet", "draft/any.onnx", "5_train.ipynb", "5_train.html"):
-        mirror.path_of(tree, f"runs/{batch}/{name}").parent.mkdir(parents=True, exist_ok=True)
-        mirror.path_of(tree, f"runs/{batch}/{name}").write_bytes(rng.bytes(3000))
+        path_of(tree, f"runs/{batch}/{name}").parent.mkdir(parents=True, exist_ok=True)
+        path_of(tree, f"runs/{batch}/{name}").write_bytes(rng.bytes(3000))
     for name in ("drift", "decision", "ingest"): write_json(tree.run(batch) / f"{name}.json", {"batch": batch})
     (tree.run(batch) / ".drift.json.metadata").write_text("a machine's own")
     for folder, suffix in (("incoming", "csv"), ("labels", "parquet"), ("quarantine", "csv")): write_json(tree.root / folder / f"{batch}.{suffix}", batch)
@@ -74,12 +61,12 @@ def next_batch(settings) -> int | None:
 def digests(settings) -> dict[str, str]:
     """Every file that travels, but for what a machine may add to."""
     tree = Tree(settings)
-    return {k: file_digest(p) for o in mirror.PLACES if mirror.path_of(tree, f"{o}/").is_dir() for k, p in local_files(tree, f"{o}/").items()}
+    return {k: file_digest(p) for o in PLACES if path_of(tree, f"{o}/").is_dir() for k, p in local_files(tree, f"{o}/").items()}
 
 
 def there(settings) -> dict[str, str]:
     store = remote_of(settings)
-    return {o.key: store.head(o.key).digest for o in store.items() if o.key != mirror.LEDGER}
+    return {o.key: store.head(o.key).digest for o in store.items() if o.key != LEDGER}
 
 
 @pytest.mark.parametrize("kind", ["s3", "folder"])

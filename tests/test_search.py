@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from health_predict import search
-from health_predict.bundle import to_onnx
+from health_predict import search, trial
 from health_predict.evaluate import ranking
-from health_predict.search import (SPACES, STEPS, Proposals, SearchError, append, identity, open_journal, ray_session, run_trials, search_target,
-                                   search_targets)
+from health_predict.pack import to_onnx
+from health_predict.search import ray_session, run_trials, search_target, search_targets
 from health_predict.settings import SearchSettings, load_settings
 from health_predict.train import TrainingError, best_of, train_target
+from health_predict.trial import SPACES, STEPS, Proposals, SearchError, append, identity, open_journal
 
 ROOT = Path(__file__).parents[1]
 slow = pytest.mark.slow    # starts Ray
@@ -184,8 +184,8 @@ def test_memory_is_bounded(tmp_path, rule, session, monkeypatch):
     used = lambda: ray.cluster_resources()["object_store_memory"] - ray.available_resources().get("object_store_memory", 0)
     def watch():
         while not over.wait(0.2): held.append(used())
-    known = {"xgboost": search.HYPERPARAMETERS["xgboost"] | {"rounds": 9}}
-    monkeypatch.setattr(search, "HYPERPARAMETERS", known)
+    known = {"xgboost": trial.HYPERPARAMETERS["xgboost"] | {"rounds": 9}}
+    monkeypatch.setattr(trial, "HYPERPARAMETERS", known)
     tiny = {"xgboost": SPACES["xgboost"] | {"rounds": ("whole", 9, 10), "max_leaves": ("whole", 2, 4)}}
     watcher = threading.Thread(target=watch)
     watcher.start()

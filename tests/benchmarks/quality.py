@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-from health_predict.calibrate import calibrated, fit_calibration
+from health_predict.calibrate import calibrated
 from health_predict.cohort import TARGETS, can_return, mix, outcome, side
 from health_predict.data import find
 from health_predict.evaluate import baselines, evaluate
@@ -23,7 +23,7 @@ from health_predict.features import COUNTS, encode, fit_encode
 from health_predict.schema import check_file
 from health_predict.settings import load_settings
 from health_predict.study import temporal_holdout
-from health_predict.train import HYPERPARAMETERS, fit, raw_log_odds
+from health_predict.train import HYPERPARAMETERS, fit, fit_calibration, raw_log_odds
 
 CEILING = {"any": 0.73, "30d": 0.72}
 SHOWN = ("auroc", "auprc", "brier", "ece", "lift", "f1")

@@ -17,7 +17,8 @@ from health_predict.cohort import TARGETS, can_return, outcome, side
 from health_predict.data import edges, find
 from health_predict.features import encode, fit_encode
 from health_predict.schema import check_file
-from health_predict.search import STEPS, cores, ray_session, run_trials
+from health_predict.search import cores, ray_session, run_trials
+from health_predict.trial import STEPS
 from health_predict.settings import load_settings
 
 SEARCHES = {"TPE with ASHA": {}, "random with ASHA": {"random_trials": 10**6}, "TPE, none stopped": {"grace": STEPS}}

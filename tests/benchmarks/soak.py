@@ -24,7 +24,8 @@ import pandas as pd
 import psutil
 import requests
 
-from health_predict.bundle import Bundle, recalibrate
+from health_predict.bundle import Bundle
+from health_predict.pack import recalibrate
 from health_predict.cohort import outcome
 from health_predict.fields import INPUTS
 from health_predict.settings import load_settings

@@ -14,7 +14,8 @@ from pathlib import Path
 from time import perf_counter
 
 from health_predict.audit import record
-from health_predict.mirror import Known, pull, push, status
+from health_predict.ledger import Known
+from health_predict.mirror import pull, push, status
 from health_predict.settings import load_settings
 from health_predict.storage import Tree, write_json
 from health_predict.turn import next_turn, read_kept

@@ -20,9 +20,9 @@ import pandas as pd
 import psutil
 from conftest import Project
 
+from health_predict.attempt import MARK
 from health_predict.audit import entries, verify
 from health_predict.bundle import verify as verify_bundle
-from health_predict.run import MARK
 from health_predict.settings import load_settings
 from health_predict.storage import Tree
 from health_predict.synthetic import write_cohort
@@ -106,7 +106,7 @@ class Kill:
 
     def kill(self, process: subprocess.Popen) -> None:
         everyone = family(process)
-        chosen = {"all": everyone, "run": everyone[:1], "build": [o for o in everyone[1:] if "health_predict.run" in words(o)],
+        chosen = {"all": everyone, "run": everyone[:1], "build": [o for o in everyone[1:] if "health_predict.attempt" in words(o)],
             "kernel": [o for o in everyone if "ipykernel_launcher" in words(o)]}[self.whom]
         for o in chosen:
             try: o.kill()
