@@ -110,7 +110,7 @@ def fail(settings:Settings, journal:Journal, turn:Turn, entry:dict, kept:dict, f
     if not aside: return
     noted(tree, "set aside", batch, {"tries": entry["tries"], "stage": found.stage, "kind": found.kind, "file": entry["file"]})
     send(settings, Alert("urgent", f"Batch {batch} is set aside after {entry['tries']} failed runs; the next batch goes on", f"aside {batch}",
-        advice=f"{advice} Then: health-predict run --batch {batch}", figures={"failed runs": entry["tries"]}, **about))
+        advice=f"{advice}. Then: health-predict run --batch {batch}", figures={"failed runs": entry["tries"]}, **about))
 
 def note_gap(settings:Settings, turn:Turn) -> None:
     "Tell people that a batch runs without earlier ones."
