@@ -91,14 +91,13 @@ def paths(table:np.ndarray) -> list[tuple[float, dict[int, list[float]]]]: # For
 class Paths:
     "Some paths side by side, features down, paths across."
     def __init__(self, found:list[tuple[float, dict]]): # As from `paths`, the longest last
-        longest = max(1, len(found[-1][1]))
-        self.values = np.array([v for v,_ in found])
-        self.feature = np.zeros((longest, len(found)), dtype=np.int32)
-        self.low, self.high = np.full(self.feature.shape, -np.inf, dtype=np.float32), np.full(self.feature.shape, np.inf, dtype=np.float32)
-        self.share = np.ones(self.feature.shape)
-        for i,(_,path) in enumerate(found):
-            n = len(path)
-            if n: self.feature[:n, i], (self.low[:n, i], self.high[:n, i], self.share[:n, i]) = list(path), zip(*path.values(), strict=True)
+        n = np.array([len(p) for _,p in found])
+        longest, at = max(1, n[-1]), (np.arange(n.sum())-np.repeat(n.cumsum()-n, n), np.repeat(np.arange(len(n)), n))
+        self.values, shape = np.array([v for v,_ in found]), (longest, len(n))
+        self.feature, self.share = np.zeros(shape, dtype=np.int32), np.ones(shape)
+        self.low, self.high = np.full(shape, -np.inf, dtype=np.float32), np.full(shape, np.inf, dtype=np.float32)
+        self.feature[at] = [f for _,p in found for f in p]
+        self.low[at], self.high[at], self.share[at] = np.array([o for _,p in found for o in p.values()]).reshape(-1, 3).T
         points, weights = np.polynomial.legendre.leggauss((longest+1)//2)
         self.quadrature = list(zip((points+1)/2, weights/2, strict=True))
         self.base = float(self.values@self.share.prod(0))
