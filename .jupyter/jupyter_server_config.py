@@ -1,4 +1,6 @@
 # JupyterLab as `make lab` starts it: a pipeline notebook opens with Ploomber's parameters; what is saved is what git should see.
+from pathlib import Path
+
 from jupyter_server.services.contents.largefilemanager import LargeFileManager
 from nbdev.clean import clean_nb
 from nbdev.config import get_config as nbdev_config
@@ -24,5 +26,6 @@ c.ServerApp.contents_manager_class = Notebooks
 # ploomber_extension uploads notebooks to Ploomber's cloud; the others call jupyter.org and PyPI.
 c.ServerApp.jpserver_extensions = {"jupyterlab_jupytext": False, "ploomber_extension": False}
 c.LabApp.news_url = None
+c.LabApp.app_settings_dir = str(Path(__file__).parent/"settings")    # nor does it ask whether it may
 c.LabApp.check_for_updates_class = "jupyterlab.handlers.announcements.NeverCheckForUpdate"
 c.LabApp.extension_manager = "readonly"

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['START', 'KEYS', 'AuditError', 'canonical', 'sha256', 'sealed', 'unsealed', 'read_head', 'snapshot', 'lines_of',
-           'entries', 'first_fault', 'check_end', 'verify', 'write_head', 'append', 'actor', 'record', 'as_lines']
+           'entries', 'first_fault', 'check_end', 'verify', 'write_head', 'append', 'actor', 'record', 'said',
+           'as_lines']
 
 # %% ../nbs/library/28_audit.ipynb #5d1b1a03
 import getpass, hashlib, json, os, socket
@@ -175,9 +176,14 @@ def record(
         return json.loads(line)
 
 # %% ../nbs/library/28_audit.ipynb #409a237b
+def said(value:Any) -> str:
+    "A detail for people; what is nested is left to --json."
+    if isinstance(value, dict): return "…"
+    if isinstance(value, list): return "; ".join(map(said, value))
+    return value if isinstance(value, str) and value.isprintable() else canonical(value)
+
 def as_lines(found:list[dict]) -> Iterator[str]:
     "Entries for people, one line each."
-    said = lambda v: v if isinstance(v, str) and v.isprintable() else canonical(v)
     for o in found:
         batch = "" if o["batch"] is None else f" batch {o['batch']}"
         yield f"{o['seq']:>5} {o['time'][:19]}Z {o['actor']} {o['kind']}{batch}: {', '.join(f'{k} {said(v)}' for k,v in o['details'].items())}"

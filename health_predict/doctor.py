@@ -68,7 +68,7 @@ def look_at_storage(settings:Settings) -> Iterator[Finding]:
             f"this user can't write there: change its owner, or set HEALTH_PREDICT_{name.upper()}")
     free = shutil.disk_usage(next(o for o in (tree.root, *tree.root.parents) if o.exists())).free/1e9
     yield Finding("disk", "ok" if free>LEAST_DISK else "fault", f"{free:,.0f} GB free",
-        f"a run needs {LEAST_DISK} GB: delete old runs, or set HEALTH_PREDICT_STORAGE to a larger disk")
+        f"a run needs {LEAST_DISK} GB: let go of old batches (health-predict report prune --help), or set HEALTH_PREDICT_STORAGE to a larger disk")
     memory = os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_AVPHYS_PAGES")/1e9
     yield Finding("memory", "ok" if memory>LEAST_MEMORY else "note", f"{memory:,.1f} GB free", f"training wants {LEAST_MEMORY} GB: end other programs")
 

@@ -103,13 +103,14 @@ def fail(settings:Settings, journal:Journal, turn:Turn, entry:dict, kept:dict, f
     where = found.stage or "the start"
     journal("batch set aside" if aside else "batch failed", batch=batch, stage=found.stage, kind=found.kind, tries=entry["tries"])
     about = {"batch": batch, "stage": found.stage or "", "links": {"report": f"{batch}/{found.stage}.html"} if found.stage else {}}
+    advice = f"{ADVICE[found.kind]} Where it is: health-predict report --batch {batch}"
     told = {"kind of failure": found.kind, "tries": attempts, "failed runs": f"{entry['tries']} of {rule.set_aside}"}
-    send(settings, Alert("urgent", f"Batch {batch} stopped at {where}; the champion goes on answering", f"failed {batch} {where}", advice=ADVICE[found.kind],
+    send(settings, Alert("urgent", f"Batch {batch} stopped at {where}; the champion goes on answering", f"failed {batch} {where}", advice=advice,
         figures=told, **about))
     if not aside: return
     noted(tree, "set aside", batch, {"tries": entry["tries"], "stage": found.stage, "kind": found.kind, "file": entry["file"]})
     send(settings, Alert("urgent", f"Batch {batch} is set aside after {entry['tries']} failed runs; the next batch goes on", f"aside {batch}",
-        advice=f"{ADVICE[found.kind]} Then: health-predict run --batch {batch}", figures={"failed runs": entry["tries"]}, **about))
+        advice=f"{advice}. Then: health-predict run --batch {batch}", figures={"failed runs": entry["tries"]}, **about))
 
 def note_gap(settings:Settings, turn:Turn) -> None:
     "Tell people that a batch runs without earlier ones."

@@ -50,6 +50,8 @@ def sniff(path:Path) -> list[str]: # Column names
     if b"\0" in head or head[:2]==b"PK": raise FileRefused(f"{path} is not a text file (it starts {head[:4]!r}); export the batch as CSV, in UTF-8")
     try: first = head.removeprefix(b"\xef\xbb\xbf").split(b"\n", 1)[0].decode()
     except UnicodeDecodeError: raise FileRefused(f"{path}, line 1 is not UTF-8; save the file as UTF-8") from None
+    for o in (";", "\t"):
+        if first.count(o)>first.count(","): raise FileRefused(f"{path}, line 1: columns are separated by {o!r}; save it as CSV with commas")
     names = [o.strip().strip('"') for o in first.rstrip("\r").split(",")]
     check_header(path, names)
     return names

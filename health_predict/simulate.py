@@ -211,7 +211,7 @@ def dashboard(settings:Settings, found:Mapping) -> Path: # As from `results`; re
     write_json(folder/"simulation.json", found)
     executed = folder/"dashboard.ipynb"
     papermill.execute_notebook(home/"nbs"/"simulation"/"dashboard.ipynb", executed, {"results": str(folder/"simulation.json")}, cwd=str(home),
-                               kernel_name="python3", progress_bar=False, extra_arguments=["--IPKernelApp.log_level=40"])
+                               kernel_name="python3", progress_bar=False, extra_arguments=["--IPKernelApp.log_level=50"])
     render_file(executed, reports/"dashboard.html")
     page = linked((reports/"dashboard.html").read_text(encoding="utf-8"), '<a href="index.html">All batches</a> <span>Simulation</span>')
     with atomic(reports/"dashboard.html") as f: f.write_text(page, encoding="utf-8")

@@ -43,22 +43,24 @@ def status(settings:Settings) -> dict: # JSON: at, holder, batches, waiting, asi
     known = sorted({*(int(o) for o in kept["batches"]), *numbered(tree.reports)})
     described = lambda: vars(o := breaker.state(tree, settings.breaker))|{"words": breaker.described(o, settings.breaker)}
     found = {"at": now(), "holder": at_work(tree), "known": len(known),
-        "batches": [tell_or_fault(f"batch {b}", batch_line, tree, kept, b) for b in known[-SHOWN:]],
+        "batches": [{"batch": b, **tell_or_fault(f"batch {b}", batch_line, tree, kept, b)} for b in known[-SHOWN:]],
         "waiting": list(turn.waiting), "aside": list(turn.aside), "next": {"batch": turn.batch, "why": turn.why, "late": turn.late},
         "ended": kept["ended"], "succeeded": kept["succeeded"], "champion": tell_or_fault("the champion", champion, tree),
         "breaker": tell_or_fault("the circuit breaker", described),
         "schedule": vars(installed(settings)), "alerts": tell_or_fault("the alerts", waiting, settings)}
+    for o in found["batches"]:
+        if o.get("state")=="running" and not found["holder"]: o["state"] = "stopped"    # killed: it could not say so
     return found|{"to_do": list(to_do(settings, found))}
 
 # %% ../nbs/library/62_status.ipynb #d63c51f7
 def to_do(settings:Settings, found:Mapping) -> Iterator[str]:
     "What needs somebody."
     for b in found["batches"]:
-        if "fault" in b: yield f"{b['fault']}; health-predict run --batch N makes it again"
+        if "fault" in b: yield f"{b['fault']}; health-predict run --batch {b['batch']} makes it again"
         elif b["state"] in ("failed", "set aside"):
-            again = f"; then: health-predict run --batch {b['batch']}" if b["state"]=="set aside" else ""
-            yield (f"batch {b['batch']} {'is set aside' if b['state']=='set aside' else 'failed'} at {b['stage'] or 'its start'}. "
-                   f"{ADVICE.get(b['kind'], ADVICE['batch'])}{again} (health-predict report --batch {b['batch']})")
+            again = f" Then: health-predict run --batch {b['batch']}" if b["state"]=="set aside" else ""
+            yield (f"batch {b['batch']} {'is set aside: it failed' if b['state']=='set aside' else 'failed'} at {b['stage'] or 'its start'}. "
+                   f"{ADVICE.get(b['kind'], ADVICE['batch'])} Where it is: health-predict report --batch {b['batch']}.{again}")
     for o in ("champion", "breaker", "alerts"):
         if isinstance(found[o], dict) and "fault" in found[o]: yield f"{found[o]['fault']} (health-predict doctor)"
     if found["breaker"].get("state")=="open": yield f"{found['breaker']['words']}: health-predict breaker show"
@@ -94,7 +96,7 @@ def screen(found:Mapping) -> Iterator[str]:
         if "fault" in b: yield b["fault"]; continue
         late, promoted = " late" if b["late"] else "", ", promoted" if b["promoted"] else ""
         made = f"{b['severity'] or 'first model'}, {b['action']}{promoted}" if b["action"] else ""
-        said = made if b["state"]=="published" else f"at {b['stage']}" if b["stage"] else ""
+        said = {"published": made, "stopped": "half-way; the next run goes on there"}.get(b["state"], f"at {b['stage']}" if b["stage"] else "")
         yield f"batch {b['batch']:<4} {b['state']+late:14} {b['seconds']:7.1f} s  {said}".rstrip()
     if found["to_do"]: yield from ("", "to do", *(f"  - {o}" for o in found["to_do"]))
 

@@ -45,3 +45,12 @@ def test_the_api_shows_it(serve, models, guide):
     assert "<h1" in server.get("/docs/guide/").text
     assert "May the challenger take over?" in server.get("/docs/guide/gate.html").text
     for name in ("..%2fmodels%2fchampion.json", "nothing", "%2e%2e"): assert server.get(f"/docs/guide/{name}").status_code == 404, name
+
+
+def test_pictures_are_small_and_made_by_the_script():
+    script = (ROOT / "docs" / "screenshots.py").read_text(encoding="utf-8")
+    made = set(re.findall(r'"(\w+)": (?:page\(|explained|feature)', script))
+    there = {p.stem: p.stat().st_size for p in (ROOT / "docs").glob("*.png")}
+    pages = [p.read_text(encoding="utf-8") for p in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    shown = {o for text in pages for o in re.findall(r"!\[[^\]]+\]\((?:docs/)?(\w+)\.png\)", text)}
+    assert set(there) == made and shown <= made and max(there.values()) <= 150_000

@@ -66,6 +66,11 @@ def ran(nb):
     return nb
 
 
+def test_nobody_is_asked_about_news(lab):
+    settings = f"{lab.url.removesuffix('/api')}/lab/api/settings/@jupyterlab/apputils-extension:notification"
+    properties = requests.get(settings, headers={"Authorization": "token x"}, timeout=60).json()["schema"]["properties"]
+    assert (properties["fetchNews"]["default"], properties["checkForUpdates"]["default"]) == ("false", False)
+
 def test_pipeline_notebooks_open_with_their_parameters(lab):
     [cell] = injected(lab.open(INGEST))
     given = dict(o.split(" = ", 1) for o in cell.splitlines() if " = " in o)

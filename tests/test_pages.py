@@ -148,3 +148,11 @@ def test_model_card_is_there(browser, server):
     card = find(browser, "details.card")
     find(browser, "details.card summary").click()
     assert "Intended use" in card.text and card.find_elements("css selector", "table")
+
+
+def test_codes_are_explained(browser, server):
+    browser.get(server.url + "/docs")
+    codes = browser.find_element("xpath", "//tr[td/code='admission_type_id']//details")
+    assert codes.get_attribute("open") is None
+    codes.find_element("css selector", "summary").click()
+    assert codes.get_attribute("open") and "1: emergency; 2: urgent; 3: elective" in codes.text

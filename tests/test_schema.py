@@ -73,6 +73,7 @@ def test_lines_of_wrong_length_do_not_shift_the_others(tmp_path, lines):
     (lambda l: [b"  \n"], "is empty"),
     (lambda l: l[:1], "has a header but no rows"),
     (lambda l: l[1:], "no known column; is the header line missing"),
+    (lambda l: [o.replace(b",", b";") for o in l], "line 1: columns are separated by ';'; save it as CSV with commas"),
     (lambda l: [l[0].replace(b"gender", b"sex"), *l[1:]], "missing 'gender'; unknown 'sex'"),
     (lambda l: [l[0].replace(b"race", b"gender"), *l[1:]], "column 'gender' stands twice"),
     (lambda l: [*l[:-1], l[-1][:40]], "line 201: the file ends in the middle of a row"),

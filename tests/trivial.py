@@ -15,7 +15,7 @@ TASK = """
     product: {{ipynb: "{{{{runs}}}}/{{{{batch}}}}/{n}_{name}.ipynb", html: "{{{{runs}}}}/{{{{batch}}}}/{n}_{name}.html"}}
     nb_product_key: [ipynb, html]
     nbconvert_exporter_name: {{html: health_predict.page.ReportExporter}}
-    executor_params: {{progress_bar: False, extra_arguments: ["--IPKernelApp.log_level=40"]}}
+    executor_params: {{progress_bar: False, extra_arguments: ["--IPKernelApp.log_level=50"]}}
     on_failure: health_predict.pipeline.stage_failed
 """
 CELL = '''
