@@ -52,9 +52,9 @@ def test_notebook_builds_only_on_those_before_it(notebook):
 
 
 def test_links_lead_somewhere():
-    """Notebooks and how-to pages link to files that are there."""
+    """Notebooks, README and how-to pages link to files that are there."""
     found = {p: "\n".join(c.source for c in nbformat.read(p, as_version=4).cells if c.cell_type == "markdown") for p in LIBRARY + PIPELINE + EXPLORE}
-    found |= {p: p.read_text() for p in (ROOT / "docs").rglob("*.md")}
+    found |= {p: p.read_text() for p in (ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "terraform").rglob("*.md"))}
     links = [(p, o) for p, text in found.items() for o in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", text)]
     assert not [(p.name, o) for p, o in links if not (p.parent / o).exists()]
 
