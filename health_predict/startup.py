@@ -93,7 +93,7 @@ def up_mlflow(settings:Settings) -> Iterator[Done]:
 def up_api(settings:Settings) -> Iterator[Done]:
     "The API on this machine, where no cluster has it. Without a champion there is nothing to serve."
     if settings.deploy.context: return
-    host = "127.0.0.1" if settings.serving.host in ("0.0.0.0", "::") else settings.serving.host    # noqa: S104
+    host = "127.0.0.1" if settings.serving.host in ("0.0.0.0", "::") else settings.serving.host    # noqa: S104 # nosec B104
     url = f"http://{host}:{settings.serving.port}"
     if answers(url, "/health/live"): yield Done("API", f"answers at {url}"); return
     if not champion(Tree(settings)): yield Done("API", "isn't started: there is no champion yet; health-predict run makes the first one"); return
