@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['OWN', 'ENCODE', 'MEMORY', 'ONE_THREAD', 'JsonLines', 'logging_config', 'Log', 'died', 'leaves', 'options', 'Server',
-           'serve']
+           'one_arena', 'serve']
 
 # %% ../nbs/library/77_serve.ipynb #d6487a04
-import importlib, logging, logging.config, os, shutil, tempfile
+import ctypes, importlib, logging, logging.config, os, shutil, tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -80,8 +80,13 @@ class Server(BaseApplication):
         from health_predict.api import create_app
         return create_app(self.settings)
 
+def one_arena() -> None:
+    "Have all threads take memory from one pool, where the C library has several (glibc): with a pool each, a process keeps the largest batch of every thread."
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None): mallopt(-8, 1)    # M_ARENA_MAX
+
 def serve(settings:Settings) -> None:
     "Serve until told to stop."
+    one_arena()
     for k,v in ONE_THREAD.items(): os.environ.setdefault(k, v)
     own = None if os.environ.get("PROMETHEUS_MULTIPROC_DIR") else tempfile.mkdtemp(prefix="health-predict-metrics-")
     if own: os.environ["PROMETHEUS_MULTIPROC_DIR"] = own
