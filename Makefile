@@ -72,10 +72,11 @@ check: $(VENV)/.ready  ## Library and notebooks in step and clean, layers kept
 	@$(BIN)/lint-imports --no-logo --no-cache
 	@git diff --exit-code --stat -- nbs health_predict
 
-# Half an hour and more, so no part of CI. `mutmut show NAME` shows what survived.
+# Half an hour and more, so no part of CI, nor of the environment: mutmut brings setproctitle, with which gunicorn renames its processes. `mutmut show NAME` shows what survived.
 DECIDES := gate.* respond.* schema.* audit.* breaker.* $(foreach o,severity verdict thresholds effects overall benjamini_hochberg,drift.x_$(o)__*) \
   $(foreach o,came_true fall,performance.x_$(o)__*)
 mutation: $(VENV)/.ready  ## Change the code that decides, bit by bit: some test must notice
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet mutmut==3.8.1
 	@$(BIN)/mutmut run $(foreach o,$(DECIDES),'health_predict.$(o)')
 
 # What a user will install, installed: the wheel in an environment of its own answers, and names what it lacks.

@@ -61,7 +61,7 @@ def test_the_api_imports_no_more_than_its_image_holds(tmp_path):
     assert max(asked) < 504 and asked[:3] == [200, 200, 200]
     known = packages_distributions()
     needed = {d.lower().replace("_", "-").replace(".", "-") for o in imported for d in known.get(o, [])}
-    needed -= {"health-predict", "setuptools", "setproctitle"}    # with the last, gunicorn names its processes, where it is there
+    needed -= {"health-predict", "setuptools"}
     assert {"flask", "onnxruntime", "msgspec"} <= needed and not needed - set(pins("docker/api.lock")), "add it to [dependency-groups] api, and: make lock"
 
 
