@@ -221,7 +221,7 @@ def test_an_event_is_recorded_once_and_entries_are_chosen(tmp_path):
 def test_entries_are_shown_in_plain_words():
     entry = {"seq": 12, "time": "2030-01-02T03:04:05.678+00:00", "actor": "a@b", "kind": "promotion", "batch": None}
     entry["details"] = {"why": "a\x1b[1m", "n": [1, 2], "of": "x"}
-    assert list(as_lines([entry])) == ["   12 2030-01-02T03:04:05Z a@b promotion: why \"a\\u001b[1m\", n [1,2], of x"]
+    assert list(as_lines([entry])) == ["   12 2030-01-02T03:04:05Z a@b promotion: why \"a\\u001b[1m\", n 1; 2, of x"]
     assert "@" in actor() and actor().endswith(socket.gethostname())
 
 

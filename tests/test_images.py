@@ -206,7 +206,7 @@ def test_api_image_is_small_and_holds_no_more_than_it_needs(engine, api):
     for o in ("pandas", "pyarrow", "mlflow", "sklearn", "pip"):
         said = engine.run(container, "python", "-c", f"import {o}", fails=True)
         assert said[0] != "0" and "ModuleNotFoundError" in said, f"{o} is in the image"
-    assert engine.run(container, "health-predict", "--version").startswith("health-predict 0")
+    assert engine.run(container, "health-predict", "--version").startswith("health-predict 1")
 
 
 @pytest.mark.slow

@@ -264,7 +264,7 @@ def test_user_data(machine):
         runuser -u health-predict -- health-predict --version
         crontab -u health-predict -l""")
     for said in ("Valid cloud-config", "installed amazon-ssm-agent", f"made a file system on {VOLUME}", "installed minikube 1.38.1",
-        "is current", "health-predict 0."):
+        "is current", "health-predict 1."):
         assert said in first, first
     assert "30 4 * * * /srv/health-predict/storage/state/scheduled.sh" in first
     assert machine.read("/test/systemctl.log").startswith("daemon-reload\nenable health-predict.service\nstart --no-block health-predict.service\n")
