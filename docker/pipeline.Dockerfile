@@ -6,10 +6,10 @@ ARG BASE=docker.io/library/python:3.11-slim-bookworm
 
 FROM ${BASE} AS packages
 COPY docker/pipeline.lock /tmp/pipeline.lock
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     python3 -m venv /tmp/installer \
  && python3 -m venv --without-pip /opt/health-predict \
- && /tmp/installer/bin/pip --python /opt/health-predict/bin/python install --quiet --no-deps --no-compile --require-hashes -r /tmp/pipeline.lock \
+ && /tmp/installer/bin/pip --cache-dir /var/cache/pip --python /opt/health-predict/bin/python install --quiet --no-deps --no-compile --require-hashes -r /tmp/pipeline.lock \
  && mkdir /storage /artifacts
 COPY health_predict /opt/health-predict/lib/python3.11/site-packages/health_predict
 COPY docker/health-predict /opt/health-predict/bin/health-predict

@@ -134,34 +134,27 @@ resource "aws_sns_topic_subscription" "email" {
   endpoint  = var.alarm_email
 }
 
-# AWS's host fails: the machine moves to another one, with its disks and addresses.
-resource "aws_cloudwatch_metric_alarm" "host" {
-  alarm_name          = "${var.name}-host"
-  alarm_description   = "The host under the machine fails; it is moved to another one."
-  namespace           = "AWS/EC2"
-  metric_name         = "StatusCheckFailed_System"
-  dimensions          = { InstanceId = aws_instance.this.id }
-  statistic           = "Maximum"
-  period              = 60
-  evaluation_periods  = 2
-  threshold           = 1
-  comparison_operator = "GreaterThanOrEqualToThreshold"
-  alarm_actions       = concat(["arn:${var.aws}:automate:${var.region}:ec2:recover"], aws_sns_topic.alarms[*].arn)
+locals {
+  # AWS's host fails: the machine moves to another one, with its disks and addresses. The machine itself hangs: it is rebooted, and starts everything again.
+  status = {
+    host    = { metric = "System", minutes = 2, action = "recover", said = "The host under the machine fails; it is moved to another one." }
+    machine = { metric = "Instance", minutes = 3, action = "reboot", said = "The machine does not answer; it is rebooted." }
+  }
 }
 
-# The machine itself hangs: it is rebooted, and starts everything again.
-resource "aws_cloudwatch_metric_alarm" "machine" {
-  alarm_name          = "${var.name}-machine"
-  alarm_description   = "The machine does not answer; it is rebooted."
+resource "aws_cloudwatch_metric_alarm" "status" {
+  for_each            = local.status
+  alarm_name          = "${var.name}-${each.key}"
+  alarm_description   = each.value.said
   namespace           = "AWS/EC2"
-  metric_name         = "StatusCheckFailed_Instance"
+  metric_name         = "StatusCheckFailed_${each.value.metric}"
   dimensions          = { InstanceId = aws_instance.this.id }
   statistic           = "Maximum"
   period              = 60
-  evaluation_periods  = 3
+  evaluation_periods  = each.value.minutes
   threshold           = 1
   comparison_operator = "GreaterThanOrEqualToThreshold"
-  alarm_actions       = concat(["arn:${var.aws}:automate:${var.region}:ec2:reboot"], aws_sns_topic.alarms[*].arn)
+  alarm_actions       = concat(["arn:${var.aws}:automate:${var.region}:ec2:${each.value.action}"], aws_sns_topic.alarms[*].arn)
 }
 
 # Nothing was logged for days: no run began. The dead man's switch that needs no outside service.
