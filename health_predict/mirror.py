@@ -17,7 +17,7 @@ from .audit import AuditError, canonical, check_end, first_fault, lines_of, snap
 from .ledger import Known, catch_up, claim, local_files, news, path_of, prefixes_of, read_ledger, travels
 from .remote import ABSENT, Item, RemoteChanged, each, remote_of
 from .settings import Settings
-from .storage import Tree, atomic, file_digest, numbered, read_json
+from .storage import Tree, atomic, file_digest, is_published, numbered, read_json
 
 # %% ../nbs/library/30_mirror.ipynb #e8353a39
 def take(store, tree:Tree, known:Known, items:Iterable[Item]) -> list[str]: # Keys fetched
@@ -67,8 +67,7 @@ def bundles(store, tree:Tree, batch:int|None) -> list[Item]:
 def waiting(store, tree:Tree) -> list[Item]:
     "The files of batches that have arrived there and are not published, so that their turn can come."
     found = [(o, o.key.removeprefix("incoming/").partition(".")) for o in store.items("incoming/")]
-    done = lambda b: (f := tree.reports/b/"summary.json").is_file() and read_json(f)["state"]=="published"
-    return [o for o,(stem,_,suffix) in found if stem.isdecimal() and suffix in ("csv", "parquet") and not done(stem)]
+    return [o for o,(stem,_,suffix) in found if stem.isdecimal() and suffix in ("csv", "parquet") and not is_published(tree, int(stem))]
 
 def former_notebooks(store, tree:Tree, batch:int) -> list[Item]:
     "The executed notebooks of the batch before, which a batch is compared with, where this machine lacks them."

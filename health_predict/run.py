@@ -12,13 +12,13 @@ import logging, os, re, shutil, signal, socket, threading, time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from importlib import import_module
 from uuid import uuid4
 
 from . import breaker
 from .alert import Alert, send
 from .attempt import Attempt, attempt, chain, end_all, kind_of, noted
 from .events import Journal, now, ping, write_metrics
+from .mirror import pull
 from .settings import HealthPredictError, Settings
 from .storage import StorageError, Tree, champion, read_json
 from .turn import Busy, Held, RunError, Turn, Unwritable, is_aside, keep, lock, newest, next_turn, published, read_kept, version_of
@@ -225,7 +225,7 @@ def turns(settings:Settings, batches:Iterable[int]|None, everything:bool) -> Ite
     tree = Tree(settings)
     for b in batches or []: yield on_purpose(tree, b)
     while batches is None:
-        if settings.storage.remote: import_module("health_predict.mirror").pull(settings)    # what has arrived elsewhere
+        if settings.storage.remote: pull(settings)    # what has arrived elsewhere
         turn = next_turn(settings, read_kept(tree))
         yield turn
         if turn.batch is None or not everything: return

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['StorageError', 'atomic', 'fsync', 'replace_folder', 'write_json', 'write_parquet', 'read_json', 'locked',
-           'file_digest', 'digest', 'Tree', 'champion', 'numbered']
+           'file_digest', 'digest', 'Tree', 'champion', 'numbered', 'is_published']
 
 # %% ../nbs/library/02_storage.ipynb #0a33f444
 import fcntl, hashlib, json, os, shutil
@@ -128,3 +128,10 @@ def numbered(
 )->list[int]: # Ascending
     "The batch numbers of the files or folders in a folder."
     return sorted({int(p.stem) for p in Path(folder).iterdir() if p.stem.isdecimal()}) if Path(folder).is_dir() else []
+
+# %% ../nbs/library/02_storage.ipynb #e7254a8e
+def is_published(tree:Tree, batch:int) -> bool:
+    "Whether a batch's summary says that it went through."
+    file = tree.reports/str(batch)/"summary.json"
+    try: return file.is_file() and read_json(file).get("state")=="published"
+    except StorageError: return False

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import __version__
 from .alert import Alert
 from .bundle import Bundle
 from .cohort import TARGETS, can_return, outcome, side
@@ -23,10 +22,10 @@ from .domain import tell_apart
 from .drift import compare
 from .evaluate import LEAST
 from .fields import LABEL
-from health_predict.monitor import (COMMON, domain_table, effects_chart, fields_table, flagged, missing_table, sentence, small, statistics_table,
-    with_predictions)
+from .gallery import render
+from .monitor import COMMON, domain_table, effects_chart, fields_table, flagged, missing_table
+from .monitor import sentence, small, statistics_table, with_predictions
 from .outcomes import read_outcomes
-from .page import TEMPLATES
 from .performance import came_true
 from .predictions import read_predictions
 from .profile import read_profile, write_profile
@@ -182,11 +181,8 @@ def publish_traffic(
     settings:Settings, found:Mapping, # `storage`; from `judge_traffic`
 )->Path: # reports/live.html
     "Write the page, and `live.json` for machines beside it."
-    from jinja2 import Environment, FileSystemLoader, select_autoescape
     reports = Tree(settings).reports
-    made = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(["j2"]), trim_blocks=True, lstrip_blocks=True)
-    text = made.get_template("live.html.j2").render(found=found, sections=sections(found), version=__version__,
-        style=(TEMPLATES/"style.css").read_text(encoding="utf-8"), now=datetime.now().astimezone())
+    text = render("live.html.j2", found=found, sections=sections(found), now=datetime.now().astimezone())
     write_json(reports/"live.json", found)
     with atomic(reports/"live.html") as f: f.write_text(text, encoding="utf-8")
     return reports/"live.html"

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta, timezone
 
 from .events import now
 from .settings import HealthPredictError, Settings
-from .storage import StorageError, Tree, numbered, read_json, write_json
+from .storage import StorageError, Tree, is_published, numbered, read_json, write_json
 
 # %% ../nbs/library/55_turn.ipynb #feceb36f
 class RunError(HealthPredictError):
@@ -62,10 +62,7 @@ def arrived(tree:Tree) -> list[int]: # Ascending
 
 def published(tree:Tree, kept:Mapping, batch:int) -> bool:
     "Whether a batch is done: by what is kept, or by its reports."
-    if kept["batches"].get(str(batch), {}).get("state")=="published": return True
-    summary = tree.reports/str(batch)/"summary.json"
-    try: return summary.is_file() and read_json(summary).get("state")=="published"
-    except StorageError: return False    # damaged: it will be published again
+    return kept["batches"].get(str(batch), {}).get("state")=="published" or is_published(tree, batch)
 
 def newest(tree:Tree, kept:Mapping) -> int: # -1: none
     "The newest batch that is published."

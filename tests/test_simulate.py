@@ -8,9 +8,9 @@ from conftest import ROOT, Project
 
 from health_predict.fields import TARGETS
 from health_predict.inject import write_encounters
-from health_predict.simulate import POLICIES, published, scored, under
+from health_predict.simulate import POLICIES, scored, under
 from health_predict.settings import load_settings
-from health_predict.storage import Tree, read_json
+from health_predict.storage import Tree, is_published, read_json
 
 
 def test_dashboard_is_clean():
@@ -43,7 +43,7 @@ def test_a_bad_batch_does_not_stop_the_others(simulated):
     said = simulated.first.stdout
     assert simulated.first.returncode == 1, said + simulated.first.stderr
     assert re.search(r"always retrain +batch +1 failed", said) and said.count(" done ") == 8
-    assert {p: [published(s, b) for b in range(3)] for p, s in simulated.settings.items()} == {
+    assert {p: [is_published(Tree(s), b) for b in range(3)] for p, s in simulated.settings.items()} == {
         "never": [True] * 3, "always": [True, False, True], "system": [True] * 3}
     page = (simulated.storage / "simulation" / "system" / "reports" / "dashboard.html").read_text()
     assert "This system" in page and "Traceback" not in page and not re.search(r"""(src|href)=["']?(https?:)?//""", page)
