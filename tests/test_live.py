@@ -222,6 +222,15 @@ def test_running_requests_are_finished_at_shutdown(two, cohort):
     assert [(o.status_code, len(o.json())) for o in done] == [(200, len(rows))] * 3
 
 
+def test_a_kept_connection_does_not_hold_up_the_end(serve, models, encounter):
+    """`stop` waits less long than the server would wait for a running request."""
+    server = serve(models("kept"), graceful="600")
+    server.wait()
+    with requests.Session() as kept:
+        assert kept.post(server.url + "/predict", json=encounter).headers.get("Connection") != "close"
+        assert server.stop() == 0
+
+
 def test_server_forked_after_imports_answers_in_every_worker(serve, models, encounter):
     """What is loaded before a fork may hang in the child, as XGBoost does: every worker must answer, soon."""
     server = serve(models("fork"), workers=3)
