@@ -94,6 +94,7 @@ def small(project, cohort_file):
     return project
 
 
+@pytest.mark.slow
 def test_a_change_re_runs_what_depends_on_it_and_the_rest_stays(small):
     assert all(small.build().values())
     digest = read(small.storage / "models" / "champion.json")["digest"]
@@ -112,6 +113,7 @@ def test_a_change_re_runs_what_depends_on_it_and_the_rest_stays(small):
     assert {o["batch"] for o in read(small.storage / "models" / "champion.json")["former"]} == {0}
 
 
+@pytest.mark.slow
 def test_same_data_same_model(small, tmp_path_factory):
     """Two fresh storages end with the same digest."""
     digests = []
@@ -171,6 +173,7 @@ def test_later_batch_learns_from_what_is_known_and_leaves_the_champion(small, co
     assert not any(small.build(0).values()) and not any(small.build(1).values())
 
 
+@pytest.mark.slow
 def test_challenger_takes_over_and_can_be_taken_back(small, cohort_file):
     lines = cohort_file.read_bytes().splitlines(keepends=True)
     for batch in (0, 1, 2): (small.storage / "incoming" / f"{batch}.csv").write_bytes(b"".join([lines[0], *lines[1 + 1000 * batch:1001 + 1000 * batch]]))

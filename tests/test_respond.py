@@ -13,7 +13,7 @@ from health_predict.settings import load_settings
 from health_predict.storage import Tree, read_json, write_json
 from health_predict.synthetic import write_cohort
 
-pytestmark = pytest.mark.xdist_group("respond")    # one project for all, in the order of the file
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("respond")]    # one project for all, in the order of the file
 
 
 @pytest.fixture(scope="module")
