@@ -63,6 +63,7 @@ def test_killed_as_each_stage_begins(cohort, calm, tally):
     recovered(cohort, storage, calm, tally, ["kill -9, all, as a stage begins"] * len(STAGES))
 
 
+@pytest.mark.timeout(0)    # it takes what --kills asks for; each run in it has a limit
 def test_killed_at_random_instants(cohort, calm, tally, request):
     """As many kills as asked for, three to a storage; then to the end."""
     wanted, chance = request.config.getoption("--kills"), random.Random(request.config.getoption("--kill-seed"))    # noqa: S311
