@@ -52,8 +52,12 @@ def sklearn_onnx(model:Any, columns:int):
     return made
 
 def to_onnx(model:Any, columns:int) -> bytes:
-    "A fitted model of any family as ONNX; input `X` (rows, columns) float32, last output (rows, 2) probabilities."
-    return (boosted_onnx if hasattr(model, "inplace_predict") else sklearn_onnx)(model, columns).SerializeToString()
+    "A fitted model of any family as ONNX; input `X` (rows, columns) float32, last output (rows, 2) probabilities. The same model gives the same bytes."
+    made = (boosted_onnx if hasattr(model, "inplace_predict") else sklearn_onnx)(model, columns)
+    opsets = sorted(made.opset_import, key=lambda o: o.domain)    # the converters' order comes from a set
+    del made.opset_import[:]
+    made.opset_import.extend(opsets)
+    return made.SerializeToString()
 
 # %% ../nbs/library/20_pack.ipynb #98020e34
 def export(

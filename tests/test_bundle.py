@@ -1,5 +1,6 @@
 """A bundle is plain data: it loads without the libraries that made it, and not at all once a byte has changed."""
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -70,3 +71,16 @@ def test_scores_are_probabilities_of_both_targets(built, bundle):
     p = Bundle(bundle).predict_frame(pd.read_parquet(built.storage / "runs" / "0" / "cohort.parquet"))
     assert set(p) == {"any", "30d"}
     for o in p.values(): assert np.isfinite(o).all() and 0 < o.min() < o.max() < 1
+
+
+def test_same_model_same_bytes_in_every_process():
+    """skl2onnx keeps the operator sets in a set: with the hash seed 30, "ai.onnx.ml" came first."""
+    made = """
+import hashlib, numpy as np
+from health_predict.pack import to_onnx
+from health_predict.train import FIT
+X = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
+print(hashlib.sha256(to_onnx(FIT["logistic"](X, X[:, 0] > 0, 0, 1, C=.01), 6)).hexdigest())
+"""
+    run = lambda seed: subprocess.run([sys.executable, "-c", made], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout
+    assert run("0") == run("30")
