@@ -18,7 +18,8 @@ help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # The environment is the lock file's, hash by hash, compiled once; the .pth line has every program in it start without telemetry.
-$(VENV)/.ready: requirements.lock pyproject.toml
+# It doesn't depend on pyproject.toml, which nbdev-export writes anew each time: an export would have the environment made again, under whatever runs in it.
+$(VENV)/.ready: requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not here; install Python 3.11, or say: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	@echo "Making the environment in $(VENV) (a minute or a few, once) …"
 	rm -rf $(VENV)

@@ -23,6 +23,7 @@ class Notebooks(derive_class(LargeFileManager)):   # Ploomber needs a synchronou
 
 c = get_config()  # noqa: F821
 c.ServerApp.contents_manager_class = Notebooks
+c.ServerApp.allow_root = True    # in a container one is; it listens on this machine only
 # ploomber_extension uploads notebooks to Ploomber's cloud; the others call jupyter.org and PyPI.
 c.ServerApp.jpserver_extensions = {"jupyterlab_jupytext": False, "ploomber_extension": False}
 c.LabApp.news_url = None

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['app', 'data', 'audit', 'alert', 'mlflow', 'storage', 'breaker', 'schedule', 'report', 'Json', 'version', 'options',
-           'data_get', 'data_split', 'data_upload', 'data_synthetic', 'said', 'to_log', 'results', 'run_command',
-           'backfill', 'status_command', 'report_show', 'schedule_install', 'schedule_remove', 'schedule_show',
-           'simulate', 'promote', 'rollback', 'inject', 'audited', 'audit_show', 'audit_verify', 'alert_test',
-           'breaker_show', 'breaker_reset', 'remote_settings', 'storage_pull', 'storage_push', 'storage_status',
-           'deploy_command', 'tell', 'up', 'down', 'serve', 'key', 'outcomes', 'docs', 'report_gallery', 'report_prune',
-           'monitor', 'doctor', 'mlflow_page', 'mlflow_upgrade', 'exit_code', 'main']
+           'here', 'data_get', 'data_split', 'data_upload', 'data_synthetic', 'said', 'progress', 'to_log', 'results',
+           'run_command', 'backfill', 'status_command', 'report_show', 'schedule_install', 'schedule_remove',
+           'schedule_show', 'simulate', 'promote', 'rollback', 'inject', 'audited', 'audit_show', 'audit_verify',
+           'alert_test', 'breaker_show', 'breaker_reset', 'remote_settings', 'storage_pull', 'storage_push',
+           'storage_status', 'deploy_command', 'tell', 'up', 'down', 'serve', 'key', 'outcomes', 'docs',
+           'report_gallery', 'report_prune', 'monitor', 'doctor', 'mlflow_page', 'mlflow_upgrade', 'exit_code', 'main']
 
 # %% ../nbs/library/78_cli.ipynb #38fcd836
 import json, signal, sys
@@ -56,6 +56,17 @@ def version(wanted:bool):
 def options(show:Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")]=False):
     "Options of all commands."
 
+def here(pipeline:bool=False) -> Settings: # Whether it is the pipeline that is asked for
+    "The settings of the project or storage that this folder has; raises `SettingsError` where it has neither."
+    from health_predict.settings import settings_file
+    from health_predict.storage import Tree
+    settings = load_settings()
+    if pipeline and not (settings.home/"pipeline.yaml").is_file():
+        raise SettingsError(f"{settings.home} has no pipeline.yaml: cd to the repository, or name its settings.ini in HEALTH_PREDICT_SETTINGS")
+    if not settings_file() and not Tree(settings).root.is_dir():
+        raise SettingsError(f"{settings.home} has neither settings.ini nor {Tree(settings).root.name}/: cd to the repository, or set HEALTH_PREDICT_STORAGE")
+    return settings
+
 # %% ../nbs/library/78_cli.ipynb #e6d3bd4a
 @data.command("get")
 def data_get():
@@ -101,8 +112,15 @@ def said(turn, found) -> None:
     "Say how a batch went."
     if turn.batch is None: return typer.echo(f"nothing to run: {turn.why}")
     if found is None: return typer.echo(f"batch {turn.batch}: {turn.why}", err=True)
-    for name,seconds in found.seconds.items(): typer.echo(f"{name:10} {seconds:6.1f} s")
     if not found.failed and not found.seconds: typer.echo(f"batch {turn.batch}: nothing has changed, nothing was run")
+
+def progress(event:str, figures) -> None:
+    "Say what a run does, stage by stage, as it happens."
+    begun = "\r" if sys.stdout.isatty() else ""    # on a terminal, the line of a stage is there as it begins
+    if event=="stage started" and begun: typer.echo(f"{figures['stage']:10} …", nl=False)
+    if event in ("stage finished", "stage failed"):
+        typer.echo(f"{begun}{figures['stage']:10} {figures['seconds']:6.1f} s{'  failed'*(event=='stage failed')}")
+    if event=="attempt failed": typer.echo(f"attempt {figures['attempt']} failed at {figures['stage'] or 'its start'}: {figures['kind']}", err=True)
 
 def to_log(settings:Settings) -> None:
     "Have all that this process and its children say go to logs/run.log, with five former ones kept."
@@ -139,10 +157,11 @@ def run_command(batch:Annotated[int|None, typer.Option("--batch", "-b", min=0, h
 
     The same build as `ploomber build --env--batch N`. Goes on where the last run stopped. Example: health-predict run --batch 0"""
     if batch is not None and everything: raise SettingsError("--batch names one batch, --all means those that wait: give one of them")
-    settings = load_settings()
+    settings = here(pipeline=True)
     if log: to_log(settings)
     from health_predict.run import run
-    results(settings, run(settings, None if batch is None else [batch], everything, force, (lambda turn, found: None) if as_json else said), as_json)
+    told = {} if as_json else {"say": said, "hear": progress}
+    results(settings, run(settings, None if batch is None else [batch], everything, force, **told), as_json)
 
 @app.command()
 def backfill(first:Annotated[int, typer.Argument(min=0, help="The first batch.")], last:Annotated[int, typer.Argument(min=0, help="The last one.")],
@@ -155,7 +174,7 @@ def backfill(first:Annotated[int, typer.Argument(min=0, help="The first batch.")
     from health_predict.storage import Tree
     from health_predict.turn import published, read_kept
     if last<first: raise SettingsError(f"backfill {first} {last}: the last batch comes before the first")
-    settings = load_settings()
+    settings = here(pipeline=True)
     tree = Tree(settings)
     kept = read_kept(tree)
     wanted = [b for b in range(first, last+1) if force or not published(tree, kept, b)]
@@ -163,7 +182,7 @@ def backfill(first:Annotated[int, typer.Argument(min=0, help="The first batch.")
         def tell(turn, found):
             if not as_json: said(turn, found)
             bar.update(found is not None)
-        done = run(settings, wanted, force=force, say=tell) if wanted else []
+        done = run(settings, wanted, force=force, say=tell, **{} if as_json else {"hear": progress}) if wanted else []
     if not wanted and not as_json: typer.echo(f"batches {first} to {last} are published already")
     results(settings, done, as_json)
 
@@ -174,7 +193,7 @@ def status_command(as_json:Json=False):
 
     Example: health-predict status --json"""
     from health_predict.status import screen, status
-    found = status(load_settings())
+    found = status(here())
     typer.echo(json.dumps(found, indent=1) if as_json else "\n".join(screen(found)))
     raise typer.Exit(int(bool(found["to_do"])))
 
@@ -187,7 +206,7 @@ def report_show(context:typer.Context, batch:Annotated[int|None, typer.Option("-
     Example: health-predict report --batch 4 --stage drift --open"""
     if context.invoked_subcommand: return
     from health_predict.status import report_of
-    found = report_of(load_settings(), batch, stage)
+    found = report_of(here(), batch, stage)
     typer.echo(found)
     if show: typer.launch(found)
 
@@ -197,10 +216,11 @@ def schedule_install(by:Annotated[str, typer.Option("--by", help="cron or system
     """Have `health-predict run --all` begin as [run] schedule says, with the environment of now. May be given again.
 
     Example: HEALTH_PREDICT_RUN__SCHEDULE='30 4 * * *' health-predict schedule install"""
-    from health_predict.schedule import install
+    from health_predict.schedule import cron_runs, install
     if by not in ("", "cron", "systemd"): raise SettingsError(f"--by {by}: expected cron or systemd")
-    now = install(load_settings(), by)
+    now = install(here(pipeline=True), by)
     typer.echo(f"runs begin at {now.schedule}, by {now.by}")
+    if now.by=="cron" and not cron_runs(): typer.echo("but no cron daemon runs here: start it, such as with: systemctl enable --now cron", err=True)
     if now.by=="systemd": typer.echo("so that they do while you aren't logged in: loginctl enable-linger")
 
 @schedule.command("remove")
@@ -232,7 +252,7 @@ def simulate(batches:Annotated[int|None, typer.Option("--batches", "-n", min=1, 
     import os
     from tqdm import tqdm
     from health_predict.simulate import POLICIES, as_lines, dashboard, results, root_of, run_all
-    settings = load_settings()
+    settings = here(pipeline=True)
     wanted, at_a_time = batches or settings.data.batches, processes or settings.simulate.processes or len(os.sched_getaffinity(0))
     with tqdm(total=len(POLICIES)*(wanted+1), desc="batches", unit="batch", disable=not sys.stderr.isatty()) as bar:
         def tell(o):
@@ -255,7 +275,7 @@ def promote(version:Annotated[int, typer.Argument(min=1, help="A registered vers
     from health_predict.mirror import pull
     from health_predict.registry import folder_of
     from health_predict.registry import promote as put_in_charge
-    settings = load_settings()
+    settings = here()
     pull(settings)
     folder, batch = folder_of(settings, version)
     now = put_in_charge(settings, folder, version, batch)
@@ -269,7 +289,7 @@ def rollback(why:Annotated[str, typer.Option("--why", help="The reason, for the 
     Example: health-predict rollback --why 'the new one alarms too often'"""
     from health_predict.mirror import pull
     from health_predict.registry import rollback as back
-    settings = load_settings()
+    settings = here()
     pull(settings)
     now = back(settings)
     audited(settings, "rollback", now, why)
@@ -320,7 +340,7 @@ def audit_show(batch:Annotated[int|None, typer.Option("--batch", "-b", min=0, he
     Example: health-predict audit show --kind promote --last 5"""
     from health_predict.audit import as_lines, canonical, entries
     from health_predict.storage import Tree
-    found = entries(Tree(load_settings()), kind, batch, last)
+    found = entries(Tree(here()), kind, batch, last)
     for o in map(canonical, found) if as_json else as_lines(found): typer.echo(o)
 
 @audit.command("verify")
@@ -330,7 +350,7 @@ def audit_verify(known:Annotated[str, typer.Option("--known", help="A hash that 
     Note the hash that it prints, away from this machine. Example: health-predict audit verify --known 3f0c9a"""
     from health_predict.audit import verify
     from health_predict.storage import Tree
-    whole = verify(Tree(load_settings()), known)
+    whole = verify(Tree(here()), known)
     n = whole["entries"]
     typer.echo(f"the audit log is whole: {n:,} entr{'y' if n==1 else 'ies'}, the last with hash {whole['head']}" if n else "the audit log has no entries yet")
 
@@ -356,7 +376,7 @@ def breaker_show(as_json:Annotated[bool, typer.Option("--json", help="For machin
     Example: health-predict breaker show"""
     from health_predict.breaker import described, outcomes, state
     from health_predict.storage import Tree
-    settings = load_settings()
+    settings = here()
     tree = Tree(settings)
     now = state(tree, settings.breaker)
     if as_json: typer.echo(json.dumps({**vars(now), "outcomes": outcomes(tree)}, indent=1))
@@ -370,7 +390,7 @@ def breaker_reset(why:Annotated[str, typer.Option("--why", help="What was mended
     from health_predict.audit import actor, record
     from health_predict.breaker import described, reset
     from health_predict.storage import Tree
-    settings = load_settings()
+    settings = here()
     former = reset(Tree(settings), settings.breaker)
     record(Tree(settings), "breaker reset", former.opened, {"former": vars(former), "why": why}, actor=actor(), event=f"breaker reset {uuid4().hex}")
     typer.echo(f"closed now; before, {described(former, settings.breaker)}")
@@ -514,7 +534,7 @@ def report_gallery():
 
     A run does this by itself. Example: health-predict report gallery"""
     from health_predict.gallery import write_gallery
-    typer.echo(write_gallery(load_settings()))
+    typer.echo(write_gallery(here()))
 
 @report.command("prune")
 def report_prune(keep:Annotated[int|None, typer.Option(min=1, help="Leave the newest so many batches as they are.")]=None,
@@ -528,7 +548,7 @@ def report_prune(keep:Annotated[int|None, typer.Option(min=1, help="Leave the ne
     from health_predict.retention import prune, to_remove
     from health_predict.storage import Tree
     from health_predict.turn import lock
-    settings = load_settings()
+    settings = here()
     with nullcontext() if dry_run else lock(Tree(settings), f"prune {uuid4().hex}"):    # not while a run reads what would go
         if not dry_run: pull(settings)
         found = to_remove(settings, keep, older_than) if dry_run else prune(settings, keep, older_than)

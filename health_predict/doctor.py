@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEEDED', 'LEAST_DISK', 'LEAST_MEMORY', 'LOOKS', 'Finding', 'look_at_python', 'look_at_settings', 'writable',
            'look_at_storage', 'look_at_remote', 'look_at_data', 'look_at_registry', 'look_at_audit', 'look_at_alerts',
-           'look_at_cluster', 'examine']
+           'look_at_schedule', 'look_at_cluster', 'examine']
 
 # %% ../nbs/library/64_doctor.ipynb #e8d1e634
 import importlib.util, os, shutil, sys
@@ -24,8 +24,10 @@ from .image import FRESH, SECRET, ImageError, age_of, ecr_region, pushed
 from .registry import mlflow_client
 from .remote import remote_of
 from .rollout import APP, running_image, settled
+from .schedule import cron_runs, installed
 from .settings import HealthPredictError, Settings, settings_file
-from .storage import Tree, champion, numbered
+from .storage import Tree, champion
+from .turn import arrived
 
 # %% ../nbs/library/64_doctor.ipynb #823ee10b
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def look_at_remote(settings:Settings) -> Iterator[Finding]:
 def look_at_data(settings:Settings) -> Iterator[Finding]:
     "The encounters: batches that have arrived, or where they would come from."
     tree, source = Tree(settings), settings.data.source
-    batches = numbered(tree.incoming)
+    batches = arrived(tree)
     if batches: yield Finding("batches", "ok", f"{len(batches)} in {tree.incoming}: {', '.join(map(str, batches[:8]))}{' …' if len(batches)>8 else ''}")
     if source:
         good = source.startswith("s3://") or settings.path(source).is_file()
@@ -127,6 +129,14 @@ def look_at_alerts(settings:Settings) -> Iterator[Finding]:
     if n := waiting(settings): yield Finding("spool", "note", f"{n} wait to be sent", "the next alert sends them, and so does: health-predict alert test")
 
 # %% ../nbs/library/64_doctor.ipynb #9fb910ac
+def look_at_schedule(settings:Settings) -> Iterator[Finding]:
+    "Whether runs begin by themselves."
+    now = installed(settings)
+    if not now.by: yield Finding("schedule", "note", "none: runs begin by hand", "health-predict schedule install"); return
+    dead = now.by=="cron" and not cron_runs()
+    said = f"{now.schedule} by {now.by}{', but no cron daemon runs'*dead}"
+    yield Finding("schedule", "fault" if dead else "ok", said, "start it: systemctl enable --now cron")
+
 def look_at_cluster(settings:Settings) -> Iterator[Finding]:
     "The cluster: can it be reached, what runs there, can it pull?"
     rule = settings.deploy
@@ -150,7 +160,7 @@ def look_at_cluster(settings:Settings) -> Iterator[Finding]:
 
 # %% ../nbs/library/64_doctor.ipynb #ac61a5f2
 LOOKS:tuple[Callable, ...] = (look_at_python, look_at_settings, look_at_storage, look_at_remote, look_at_data, look_at_registry, look_at_audit, look_at_alerts,
-    look_at_cluster)
+    look_at_schedule, look_at_cluster)
 
 def examine(settings:Settings) -> list[Finding]:
     "Everything that was looked at."

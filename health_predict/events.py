@@ -8,7 +8,7 @@ __all__ = ['log', 'SIZE', 'KEPT', 'GAUGES', 'PATIENCE', 'now', 'Rotated', 'Journ
 
 # %% ../nbs/library/54_events.ipynb #db5c38b1
 import json, logging, socket, ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from logging.handlers import RotatingFileHandler
 from urllib.parse import urlsplit
@@ -32,9 +32,9 @@ class Rotated(RotatingFileHandler):
     def handleError(self, record): log.warning("%s can't be written: the disk may be full, or the folder another user's", self.baseFilename)
 
 class Journal:
-    "The log of one run; call it with an event and figures."
-    def __init__(self, settings:Settings, run:str):
-        self.run, self.file = run, Tree(settings).logs/"run.jsonl"
+    "The log of one run; call it with an event and figures, which `hear` is told, too."
+    def __init__(self, settings:Settings, run:str, hear:Callable[[str, Mapping], None]=lambda event, figures: None):
+        self.run, self.hear, self.file = run, hear, Tree(settings).logs/"run.jsonl"
         try: self.file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as e: log.warning("%s can't be made (%s): this run has no log", self.file.parent, e.strerror)
         self.handler = Rotated(self.file, maxBytes=SIZE, backupCount=KEPT, encoding="utf-8", delay=True)
@@ -44,6 +44,7 @@ class Journal:
         line = json.dumps({"time": now(), "run": self.run[:8], "host": socket.gethostname(), "event": event, **figures}, ensure_ascii=False)
         self.handler.handle(logging.makeLogRecord({"msg": line}))
         self.handler.close()
+        self.hear(event, figures)
 
 # %% ../nbs/library/54_events.ipynb #1d027f01
 GAUGES = {    # name: what it is

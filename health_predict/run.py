@@ -9,9 +9,10 @@ __all__ = ['log', 'COUNTS', 'ADVICE', 'Again', 'tried', 'entry_of', 'run_batch',
 
 # %% ../nbs/library/58_run.ipynb #b60b790e
 import logging, os, re, shutil, signal, socket, threading, time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from uuid import uuid4
 
 from . import breaker
@@ -66,11 +67,14 @@ def run_batch(
     former, entry = kept["batches"].get(str(turn.batch)), entry_of(tree, kept, turn)
     kept["batches"][str(turn.batch)] = entry
     keep(tree, kept)
-    held.write(pid=os.getpid(), host=socket.gethostname(), since=now(), run=journal.run, batch=turn.batch)
+    own = {"pid": os.getpid(), "host": socket.gethostname(), "since": now(), "run": journal.run, "batch": turn.batch}
+    held.write(**own)
     journal("batch started", batch=turn.batch, late=turn.late)
     if turn.missing: note_gap(settings, turn)
-    tell = lambda n: lambda event, **figures: journal(event, batch=turn.batch, attempt=n, **figures)
-    once = lambda n: attempt(settings, held, journal.run, turn, force, began+settings.run.limit, tell(n))
+    def tell(n:int, event:str, **figures) -> None:
+        if event=="stage started": held.write(**own, stage=figures["stage"], stage_since=now())
+        journal(event, batch=turn.batch, attempt=n, **figures)
+    once = lambda n: attempt(settings, held, journal.run, turn, force, began+settings.run.limit, partial(tell, n))
     try: found, n = tried(settings, journal, turn, once, settings.run.limit)
     except Stopped:
         entry |= {"state": "stopped", "ended": now()}
@@ -195,11 +199,11 @@ def stoppable(
 
 # %% ../nbs/library/58_run.ipynb #876365d9
 @contextmanager
-def at_run(settings:Settings) -> Iterator[tuple[Held, Journal, dict]]: # The lock, the log; whether it failed
+def at_run(settings:Settings, hear:Callable[[str, Mapping], None]) -> Iterator[tuple[Held, Journal, dict]]: # The lock, the log; whether it failed
     "The lock, the log and the sign of life around a run; keeps how it ended."
     run, outcome, began, tree = uuid4().hex, {"failed": True}, time.monotonic(), Tree(settings)
     with stoppable(signal.SIGINT, signal.SIGTERM, hint="; the next run goes on there"), lock(tree, run) as held:
-        journal = Journal(settings, run)
+        journal = Journal(settings, run, hear)
         ping(settings, "/start")
         if old := held.former.get("run"): end_all(old)
         sweep(tree, held.former.get("batch"))
@@ -236,10 +240,11 @@ def run(
     batches:Iterable[int]|None=None, everything:bool=False, # Named ones, in this order; or else all whose turn comes, not only the next
     force:bool=False, # Also stages that nothing has changed for
     say:Callable[[Turn, Attempt|None], None]=lambda turn, found: None, # Told before and after each batch
+    hear:Callable[[str, Mapping], None]=lambda event, figures: None, # Told each event of the log, as it happens
 )->list[tuple[Turn, Attempt]]: # What ran, and how it went; empty where nothing waits
     "Run batches, one at a time and alone; raises `Busy`, and `Unwritable` where it can't begin."
     try:
-        with at_run(settings) as (held, journal, outcome):
+        with at_run(settings, hear) as (held, journal, outcome):
             done, tree = [], Tree(settings)
             tell_all(settings)
             for turn in turns(settings, batches, everything):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PASSED_ON', 'WEEKDAYS', 'ScheduleError', 'script_text', 'write_script', 'asked', 'crontab', 'with_entry', 'entry_in',
            'calendar', 'user_units', 'name_of', 'systemctl', 'systemd_runs', 'units', 'Installed', 'installed',
-           'install', 'write_table', 'remove']
+           'cron_runs', 'install', 'write_table', 'remove']
 
 # %% ../nbs/library/59_schedule.ipynb #9fb34b2b
 import os, shlex, shutil, subprocess, sys
@@ -122,6 +122,11 @@ def installed(settings:Settings) -> Installed:
     try: found = entry_in(crontab(), file)
     except ScheduleError: found = None
     return Installed("cron" if found else "", found or "")
+
+def cron_runs() -> bool:
+    "Whether a cron daemon is at work on this machine."
+    import psutil
+    return any(o.info["name"] in ("cron", "crond") for o in psutil.process_iter(["name"]))
 
 def install(settings:Settings, by:str="") -> Installed: # cron or systemd; default: systemd where it runs for this user and no cron does
     "Have runs begin as `[run] schedule` says; gives what is installed now."

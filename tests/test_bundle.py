@@ -82,5 +82,6 @@ from health_predict.train import FIT
 X = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
 print(hashlib.sha256(to_onnx(FIT["logistic"](X, X[:, 0] > 0, 0, 1, C=.01), 6)).hexdigest())
 """
-    run = lambda seed: subprocess.run([sys.executable, "-c", made], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout
+    run = lambda seed: subprocess.run([sys.executable, "-c", made], env=os.environ | {"PYTHONHASHSEED": seed},
+        capture_output=True, text=True, check=True).stdout
     assert run("0") == run("30")

@@ -1,5 +1,8 @@
 """The command line: what it says, and the exit codes that scripts read."""
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 
 def test_doctor_is_content_with_a_built_project(built):
@@ -23,6 +26,20 @@ def test_exit_codes(project, cohort_file):
     assert project.run("health-predict", "fly").returncode == 2
     done = project.run("health-predict", "data", "split", "--batch", "2", HEALTH_PREDICT_DATA=str(cohort_file))
     assert (done.returncode, done.stdout.strip()) == (0, str(project.storage / "incoming" / "2.csv"))
+
+
+def test_a_folder_without_a_project_is_named(tmp_path):
+    run = lambda *words: subprocess.run([Path(sys.executable).parent / "health-predict", *words], cwd=tmp_path, capture_output=True, text=True)
+    for words in (["status"], ["audit", "verify"], ["report"], ["rollback"], ["run", "--batch", "5"]):
+        done = run(*words)
+        assert (done.returncode, list(tmp_path.iterdir())) == (2, []) and f"{tmp_path} has n" in done.stderr and "cd to the repository" in done.stderr, done
+
+
+def test_a_file_that_is_no_batchs_is_to_do(project):
+    (project.storage / "incoming").mkdir(parents=True)
+    for name in ("03.csv", "batch_4.csv", ".5.csv", "6.csv.part"): (project.storage / "incoming" / name).write_bytes(b"")
+    done = project.run("health-predict", "status", "--json")
+    assert done.returncode == 1 and json.loads(done.stdout)["misnamed"] == ["03.csv", "batch_4.csv"] and "rename it" in done.stdout
 
 
 def test_folders_of_env_yaml_and_settings_must_agree(project):

@@ -68,7 +68,8 @@ def test_what_waits_runs_and_what_may_pass_is_tried_again(trivial, listener):
     done = trivial.run("--all")
     assert done.returncode == 0, done.stderr
     assert trivial.diary == ["0 ingest", "0 publish", "1 ingest", "1 publish", "1 publish"]    # ingest was done: the second try went on at publish
-    assert "nothing to run: nothing waits" in done.stdout and "Traceback" not in done.stderr
+    assert "nothing to run: nothing waits" in done.stdout and "Traceback" not in done.stderr and "attempt 1 failed at publish: outage" in done.stderr
+    assert [o.split()[0] for o in done.stdout.splitlines() if o.endswith((" s", "failed"))] == ["ingest", "publish", "ingest", "publish", "publish"]
     assert beats(listener) == ["/beat/start", "/beat"]
     assert {o["state"] for o in trivial.kept.values()} == {"published"} and all(o["told"] for o in trivial.kept.values())
     assert ["Batch 1: major drift" in o for o in alerts(listener)].count(True) == 1 and len(alerts(listener)) == 2
@@ -113,12 +114,15 @@ def test_a_killed_run_frees_the_lock_and_the_next_one_goes_on(trivial, listener)
     trivial.arrive(0)
     trivial.order(0, "publish", "sleep")
     program = [str(Path(sys.executable).parent / "health-predict"), "run"]
-    first = subprocess.Popen(program, cwd=trivial.project.folder, env=trivial.project.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    said = trivial.storage / "said.txt"
+    with open(said, "wb") as f:
+        first = subprocess.Popen(program, cwd=trivial.project.folder, env=trivial.project.environment, stdout=f, stderr=subprocess.DEVNULL)
     waited(lambda: len(trivial.diary) == 2)
     second = trivial.run()
     assert second.returncode == 5 and f"process {first.pid} on" in second.stderr
     status = trivial.project.run("health-predict", "status")
-    assert f"process {first.pid}" in status.stdout and "batch 0" in status.stdout
+    assert f"process {first.pid}" in status.stdout and "batch 0: publish, begun" in status.stdout and status.stdout.strip().endswith("at publish")
+    assert said.read_text().split()[0] == "ingest"    # told as it happened
     first.kill()
     first.wait()
     done = trivial.run()

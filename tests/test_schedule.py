@@ -36,6 +36,7 @@ def test_installing_twice_changes_nothing_and_other_lines_stay(project, own_cron
     asked("crontab", "-", text=mine)
     said = project.run("health-predict", "schedule", "install", HEALTH_PREDICT_ALERT__EMAIL_USER="it's secret")
     assert said.returncode == 0 and "runs begin at 0 5 * * *, by cron" in said.stdout, said.stderr
+    assert ("no cron daemon runs here" in said.stderr) == (not any(p.name() == "cron" for p in psutil.process_iter()))
     once, script = table(), project.storage / "state" / "scheduled.sh"
     assert once.startswith(mine) and once.count("scheduled.sh") == 2 and "secret" not in once
     assert script.stat().st_mode & 0o777 == 0o700 and "EMAIL_USER='it'\"'\"'s secret'" in script.read_text()
