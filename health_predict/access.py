@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLAIN_ID', 'PAGE_POLICY', 'HEADERS', 'FOR_DATA', 'REPORT_POLICY', 'key_digest', 'new_key', 'sent_key', 'owner',
-           'Limit', 'request_id', 'with_headers']
+           'Limit', 'request_id', 'replaced', 'with_headers']
 
 # %% ../nbs/library/70_access.ipynb #12082366
 import base64, hashlib, hmac, random, re, secrets, time
@@ -61,6 +61,11 @@ PLAIN_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 def request_id(sent:str|None) -> str:
     "A request's id: the client's own, or a fresh one."
     return sent if sent and PLAIN_ID.fullmatch(sent) else f"{random.getrandbits(96):024x}"
+
+def replaced(sent:str|None) -> list[str]:
+    "A warning where the client's own id could not be kept."
+    if not sent or PLAIN_ID.fullmatch(sent): return []
+    return [f"X-Request-ID: {sent[:40]!r} is not 1 to 64 letters, digits and _ . : - alone; this answer's request_id stands in its place"]
 
 PAGE_POLICY = ("default-src 'none'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'")

@@ -17,7 +17,7 @@ from msgspec.json import Encoder
 from werkzeug.datastructures import EnvironHeaders
 
 from . import __version__
-from .access import FOR_DATA, HEADERS, owner, request_id, sent_key
+from .access import FOR_DATA, HEADERS, owner, replaced, request_id, sent_key
 from .answer import describe
 from .batch import ALSO, FORMATS
 from .batch import predict_batch as run_batch
@@ -41,7 +41,7 @@ def predict():
     record, warnings = check(body())
     answer, unseen = model.predict(record)
     it.note(model, [answer], [record])
-    return reply(answer|{"request_id": g.request_id, "warnings": warnings+unseen})
+    return reply(answer|{"request_id": g.request_id, "warnings": [*warnings, *unseen, *replaced(request.headers.get("X-Request-ID"))]})
 
 @api.post("/explain")
 def explain():
@@ -50,7 +50,7 @@ def explain():
     record, warnings = check(body())
     answer, unseen = model.predict(record)
     told = reasons(reasons_for(it.kept, model), record)
-    return reply({**answer, **told, "request_id": g.request_id, "warnings": warnings+unseen})
+    return reply({**answer, **told, "request_id": g.request_id, "warnings": [*warnings, *unseen, *replaced(request.headers.get("X-Request-ID"))]})
 
 @api.post("/predict/batch")
 def predict_batch():
@@ -121,8 +121,9 @@ ENCODE = Encoder().encode
 def is_plain(it:Service, environ:dict) -> bool:
     "Whether a request may go the short way: a POST to /predict of JSON that isn't too long, with a key where one is asked for, and no rates to be counted."
     if environ["PATH_INFO"]!="/predict" or environ["REQUEST_METHOD"]!="POST" or environ.get("CONTENT_TYPE")!="application/json": return False
+    if "HTTP_TRANSFER_ENCODING" in environ or "HTTP_CONTENT_ENCODING" in environ: return False
     rule, length = it.settings.serving, environ.get("CONTENT_LENGTH") or ""
-    fits = length.isdecimal() and int(length)<=rule.max_body and "HTTP_TRANSFER_ENCODING" not in environ and it.live.model is not None
+    fits = length.isdecimal() and int(length)<=rule.max_body and it.live.model is not None
     return fits and not rule.rate and not (rule.keys and owner(rule.keys, sent_key(EnvironHeaders(environ))) is None)
 
 def short_way(application:Callable, it:Service) -> Callable:
@@ -134,7 +135,7 @@ def short_way(application:Callable, it:Service) -> Callable:
         try:
             record, warnings = check(decode(sent))
             answer, unseen = model.predict(record)
-            said = ENCODE({**answer, "request_id": asked, "warnings": warnings+unseen})
+            said = ENCODE({**answer, "request_id": asked, "warnings": [*warnings, *unseen, *replaced(environ.get("HTTP_X_REQUEST_ID"))]})
         except Exception:    # whatever it is, the long way has an answer for it
             return application({**environ, "wsgi.input": BytesIO(sent)}, start_response)
         it.note(model, [answer], [record], request_id=asked)

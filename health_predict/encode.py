@@ -29,6 +29,7 @@ VIEWS = {"value": as_is, "category": icd9.category, "group": icd9.group, "charls
 
 def view(name:str, value:str|int|None) -> str:
     "What a table is asked for, given a field's value."
+    if name not in VIEWS: raise FeatureError(f"there is no view {name!r}; there are {', '.join(VIEWS)}")
     return MISSING if value is None or value!=value else VIEWS[name](str(value)) or MISSING
 
 # %% ../nbs/library/09_encode.ipynb #41112491

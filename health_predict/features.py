@@ -9,6 +9,7 @@ __all__ = ['DROPPED', 'COUNTS', 'COMMON_DRUGS', 'USED_DRUGS', 'DOSE', 'PATIENT',
            'fit_encode']
 
 # %% ../nbs/library/10_features.ipynb #a1b5a069
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -152,6 +153,7 @@ def fit_encoder(
 )->dict: # The encoder, as JSON can hold it
     "Learn the encoder's tables from training encounters."
     if not len(frame): raise FeatureError("no encounters to learn features from")
+    if twice := [k for k,n in Counter(o.name for o in definition).items() if n>1]: raise FeatureError(f"the definition has {', '.join(twice)} twice")
     lookups = []
     for o in definition:
         if isinstance(o, Levels): lookups.append(level_table(o, *levels_of(frame, o.key)))

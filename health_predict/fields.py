@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ADMISSION_TYPES', 'DISPOSITIONS', 'SOURCES', 'AGES', 'WEIGHTS', 'DOSES', 'DRUGS', 'DIAGNOSES', 'NOT_MEASURED',
            'BEFORE_DRUGS', 'AFTER_DRUGS', 'FIELDS', 'LABEL', 'TARGETS', 'EXCLUDED_DISPOSITIONS', 'IDENTIFIERS',
-           'INPUTS', 'NUMBERS', 'MISSING', 'WHOLE', 'WORDS', 'FieldError', 'Rule', 'whole', 'parse', 'expected', 'say']
+           'INPUTS', 'NUMBERS', 'MISSING', 'WHOLE', 'WORDS', 'FieldError', 'Rule', 'whole', 'parse', 'expected',
+           'instead', 'say']
 
 # %% ../nbs/library/01_fields.ipynb #b5a13aa2
 import re
@@ -120,9 +121,10 @@ def parse(
         if rule.required: raise FieldError(f"is missing; expected {expected(rule)}")
         return rule.absent
     if rule.kind in ("identifier", "integer", "code"): return whole(rule, value)
-    text = value.strip() if isinstance(value, str) else None
-    if text is None or len(text)>100 or not text.isprintable(): raise FieldError(f"{str(value)[:40]!r} is not a short text")
-    if rule.levels and text not in rule.levels: raise FieldError(f"{text!r} is not {expected(rule)}")
+    text, said = value.strip() if isinstance(value, str) else None, repr(value if isinstance(value, int|float) else str(value)[:40])
+    if rule.levels and text not in rule.levels: raise FieldError(f"{said} is not {expected(rule)}{instead(rule, value)}")
+    if text is None: raise FieldError(f"{said} is not a text{instead(rule, value)}")
+    if len(text)>100 or not text.isprintable(): raise FieldError(f"{said} is not a short text: at most 100 characters, all of them printable")
     return text
 
 # %% ../nbs/library/01_fields.ipynb #3b4969b4
@@ -131,6 +133,13 @@ def expected(rule:Rule) -> str:
     if rule.name in ("age", "weight"): return f"a bracket of {'years' if rule.name=='age' else 'pounds'}: {rule.levels[0]!r} … {rule.levels[-1]!r}"
     if rule.levels: return f"one of {', '.join(repr(o) for o in rule.levels)}"
     return "a text" if rule.kind=="open" else f"a whole number from {rule.low} to {rule.high}"
+
+def instead(rule:Rule, value:Any) -> str:
+    "What to send in place of a number, where a text or a bracket is expected; nothing where that can't be told."
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,6}(\.\d+)?", str(value)): return ""
+    if rule.kind=="open": return f'; send it as text: "{value}"'
+    inside = [o for o in rule.levels if o[0]=="[" and int(o[1:].partition("-")[0])<=float(value)<int(o[:-1].partition("-")[2])]
+    return f"; {value} is in {inside[0]!r}" if inside else ""
 
 # %% ../nbs/library/01_fields.ipynb #ab06ffe4
 WORDS = {"Norm": "normal", "Up": "raised", "Down": "lowered", "Steady": "unchanged", "Ch": "changed", "NO": "no", ">30": "after more than 30 days",

@@ -104,7 +104,8 @@ def says(description:str, schema:dict|None=None, kind:str="application/json") ->
 
 def errors(*codes:int) -> dict:
     "The error responses of an operation."
-    told = {401: "no valid API key", 404: "not there", 413: "too large", 415: "another content type", 422: "refused: every field at fault is named",
+    told = {401: "no API key, or one that is not known", 404: "not there", 413: "too large",
+        415: "another content type, or compressed", 422: "refused: every field at fault is named",
         429: "too many requests", 503: "no model is loaded, or the storage refuses"}
     return {str(c): says(told[c], ref("Problem")) for c in codes}
 

@@ -112,9 +112,9 @@ def admit() -> Response|None:
     request.max_content_length = it.settings.serving.max_body
     client = request.remote_addr or ""
     if it.settings.serving.keys and (request.endpoint, "GET" if request.method=="HEAD" else request.method) in GUARDED:
-        client = owner(it.settings.serving.keys, sent_key(request.headers))
+        client = owner(it.settings.serving.keys, key := sent_key(request.headers))
         if client is None:
-            said = "an API key is needed: send it as X-API-Key, or as a password"
+            said = "this API key is not known; ask whoever runs this server for one" if key else "an API key is needed: send it as X-API-Key, or as a password"
             answer = problem(401, [{"loc": ["header", "x-api-key"], "msg": said, "type": "key"}])
             answer.headers["WWW-Authenticate"] = 'Basic realm="health-predict", charset="UTF-8"'
             return answer
@@ -122,6 +122,8 @@ def admit() -> Response|None:
         answer = problem(429, [{"loc": [], "msg": f"more than {it.settings.serving.rate}; wait {wait} s", "type": "rate"}])
         answer.headers["Retry-After"] = str(wait)
         return answer
+    if request.method=="POST" and (coding := request.headers.get("Content-Encoding", "identity")).lower()!="identity":
+        raise refused(415, "content_encoding", f"Content-Encoding is {coding[:40]!r}; send the body as it is, not compressed", "header", "content-encoding")
 
 # %% ../nbs/library/71_service.ipynb #7bc786d8
 UNREMARKABLE = {"/predict", "/health", "/health/live", "/health/ready", "/metrics"}    # answered well: counted, and predictions are in their own log

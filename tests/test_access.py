@@ -5,6 +5,7 @@ import time
 
 import pytest
 import requests
+from conftest import faults
 
 from health_predict.access import new_key
 from health_predict.fields import INPUTS
@@ -25,6 +26,8 @@ def test_keys(guarded, encounter):
     server, key = guarded
     ask = lambda **headers: server.post("/predict", json=encounter, headers=headers).status_code
     assert [ask(), ask(**{"X-API-Key": "hp_guess"}), ask(**{"X-API-Key": ""}), ask(Authorization="Bearer x"), ask(Authorization="Basic !")] == [401] * 5
+    said = lambda **headers: faults(server.post("/predict", json=encounter, headers=headers), 401)["x-api-key"]
+    assert "is needed" in said() and all("is not known" in said(**o) for o in ({"X-API-Key": "hp_guess"}, {"Authorization": "Bearer x"}))
     assert [ask(**{"X-API-Key": key}), ask(Authorization=f"Bearer {key}")] == [200] * 2
     assert requests.get(server.url + "/reports/", auth=("anybody", key), timeout=9).status_code == 200    # a browser's way
     refused = server.get("/reports/0/ingest")
@@ -63,6 +66,15 @@ def test_every_answer_has_the_headers(server, encounter):
         assert "default-src 'none'" in o.headers["Content-Security-Policy"] and re.fullmatch(r"[0-9a-f]{24}", o.headers["X-Request-ID"])
     assert "sandbox" in answers[3].headers["Content-Security-Policy"] and "script-src" not in answers[0].headers["Content-Security-Policy"]
     assert "\n" not in server.get("/health", headers={"X-Request-ID": "a b"}).headers["X-Request-ID"]
+
+
+def test_request_id_that_is_replaced_is_told(server, encounter):
+    for path in ("/predict", "/explain"):
+        for kind in ("application/json", "application/json; charset=utf-8"):    # the short way and the long one
+            answer = server.post(path, data=json.dumps(encounter), headers={"Content-Type": kind, "X-Request-ID": "ward 7"})
+            assert re.fullmatch(r"[0-9a-f]{24}", answer.headers["X-Request-ID"]) and answer.json()["request_id"] == answer.headers["X-Request-ID"]
+            assert answer.json()["warnings"] == ["X-Request-ID: 'ward 7' is not 1 to 64 letters, digits and _ . : - alone; "
+                "this answer's request_id stands in its place"]
 
 
 def test_errors_of_ours_tell_clients_nothing(server):

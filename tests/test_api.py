@@ -1,4 +1,5 @@
 """The API as its clients see it: real gunicorn, real model, real requests."""
+import gzip
 import json
 import subprocess
 import sys
@@ -66,6 +67,20 @@ def test_hyphens_and_underscores_count_alike(server, encounter):
 def test_bad_value_is_named(server, encounter, field, value):
     said = faults(server.post("/predict", json=encounter | {field: value}))
     assert list(said) == [field] and said[field].startswith(f"{field}: "), said
+
+
+@pytest.mark.parametrize("field, value, advice", [("diag_1", 428, 'send it as text: "428"'), ("diag_2", 250.02, 'send it as text: "250.02"'),
+    ("age", 75, "75 is in '[70-80)'"), ("age", "75", "75 is in '[70-80)'"), ("weight", 99.5, "99.5 is in '[75-100)'"), ("gender", 1, "one of 'Female'")])
+def test_number_for_a_text_or_a_bracket_is_told_the_right_one(server, encounter, field, value, advice):
+    assert advice in faults(server.post("/predict", json=encounter | {field: value}))[field]
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/explain", "/outcomes"])
+@pytest.mark.parametrize("pack", [gzip.compress, bytes])
+def test_compressed_body_is_named(server, encounter, path, pack):
+    """Whatever the body is: what is said to be packed isn't read."""
+    sent = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    assert "'gzip'; send the body as it is" in faults(server.post(path, data=pack(json.dumps(encounter).encode()), headers=sent), 415)["content-encoding"]
 
 
 def test_whole_numbers_may_have_a_point(server, encounter):

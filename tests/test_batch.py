@@ -64,6 +64,12 @@ def test_odd_tables_are_refused_row_by_row(server, body, rows):
     assert len(told) == rows and all("detail" in o for o in told)
 
 
+@pytest.mark.parametrize("separator, named", [(";", "';'"), ("\t", r"'\t'"), ("|", "'|'")])
+def test_another_separator_is_named(server, rows, separator, named):
+    body = sheet(rows).replace(b",", separator.encode())
+    assert named in faults(server.post("/predict/batch", data=body, headers={"Content-Type": "text/csv"}))["body"]
+
+
 def test_size_limit(serve, models, rows):
     server = serve(models("small"), max_batch=20_000)
     server.wait()

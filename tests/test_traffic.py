@@ -1,6 +1,7 @@
 """Live requests, judged: a real server's log, with and without drift, with outcomes that hold and outcomes that don't."""
 import json
 import shutil
+import time
 from datetime import datetime, timezone
 
 import pytest
@@ -10,7 +11,7 @@ from health_predict.cohort import can_return
 from health_predict.fields import FIELDS, INPUTS, parse
 from health_predict.settings import load_settings
 from health_predict.synthetic import chunks
-from health_predict.traffic import concerns, judge_traffic, publish_traffic, traffic_alert, verdict
+from health_predict.traffic import concerns, judge_traffic, predictions_with_outcomes, publish_traffic, traffic_alert, verdict
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,21 @@ def test_traffic_like_the_reference_is_quiet_and_drifted_traffic_is_flagged(serv
     page = server.get("/reports/live.html")
     assert page.status_code == 200 and "What came true is not what was predicted" in page.text and "2,000" in page.text
     assert 'href="/reports/live.html"' in server.get("/reports/").text
+
+
+def test_what_was_asked_this_minute_counts(serve, built, models, encounter):
+    """Long before a file of the log is closed, while the server goes on."""
+    storage = models("minute")
+    shutil.copytree(built.storage / "runs" / "0", storage / "runs" / "0", dirs_exist_ok=True)
+    server = serve(storage)
+    server.wait()
+    asked = server.post("/predict", json=encounter).json()["request_id"]
+    server.post("/outcomes", json={"request_id": asked, "readmitted": "<30"})
+    settings, end = load_settings(storage={"root": str(storage)}), time.monotonic() + 10
+    while not len(found := predictions_with_outcomes(settings)) and time.monotonic() < end: time.sleep(.1)
+    assert list(found.request_id) == [asked] and list(found.readmitted) == ["<30"] and list((storage / "predictions" / "open").iterdir())
+    done = built.run("health-predict", "monitor", HEALTH_PREDICT_STORAGE=str(storage))
+    assert done.returncode == 0 and "1 encounters were asked about" in done.stdout, done.stdout + done.stderr
 
 
 def test_too_little_to_say_is_said(storage):
