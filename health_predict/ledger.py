@@ -24,8 +24,9 @@ def path_of(tree:Tree, key:str) -> Path:
     return (tree.runs if top=="runs" else tree.root/top)/rest
 
 def travels(key:str) -> bool:
-    "Whether an object is one of ours to copy."
-    return key.split("/")[0] in PLACES and not any(o.startswith(".") for o in key.split("/")) and not key.endswith(".lock")
+    "Whether an object is one of ours to copy; a log that a server still writes is not."
+    own = key.split("/")[0] in PLACES and not any(o.startswith(".") for o in key.split("/"))
+    return own and not key.endswith(".lock") and not key.startswith("predictions/open/")
 
 def local_files(tree:Tree, prefix:str) -> dict[str, Path]: # {key: file}, ascending
     "The local files whose keys begin with `prefix`."
