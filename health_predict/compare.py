@@ -242,7 +242,7 @@ def about_data(old:Batch, new:Batch) -> str:
     bad = lambda s: share(s.get("quarantined"), s.get("rows_in"))
     return f"{b['rows_out']:,} encounters were taken in{before}; {bad(b)} of the rows were set aside{f', {bad(a)} before' if before else ''}."
 
-VERDICTS = {"concept": "ranking fell by {fall} to an AUROC of {auroc:.3f}; {risks}", "recalibrate": "risks are off, {risks}; ranking holds",
+VERDICTS = {"concept": "ranking fell by {fall} to an AUROC of {auroc:.3f}; {risks}", "recalibrate": "risks are off, {risks}; AUROC {auroc:.3f}",
     "holds": "ranking and risks hold; {risks}"}
 
 def about_outcomes(new:Batch) -> str:
