@@ -6,7 +6,7 @@
 __all__ = ['BREAKS', 'APART', 'LONGEST', 'NEW_CELL', 'USED', 'PRIVATE', 'CAME', 'MEASURES', 'VERDICTS', 'PICTURES', 'Lines',
            'lines_of', 'Cell', 'cells', 'changed_words', 'changed_lines', 'Budget', 'some', 'cell_changes',
            'notebook_changes', 'settings_used', 'changed_settings', 'digests', 'Batch', 'read_batch', 'difference',
-           'made', 'measures', 'side_by_side', 'fields_between', 'about_data', 'about_outcomes', 'about_drift',
+           'made', 'measures', 'side_by_side', 'about_outcomes', 'fields_between', 'about_data', 'about_drift',
            'about_decision', 'about_origin', 'stage_changes', 'former_batch', 'gate_rows', 'tables', 'write_compare']
 
 # %% ../nbs/library/49_compare.ipynb #3b5c95dd
@@ -228,6 +228,20 @@ def side_by_side(old:Batch, new:Batch) -> list[dict]: # Rows of a table
     return rows
 
 # %% ../nbs/library/49_compare.ipynb #24d39e48
+VERDICTS = {"concept": "ranking fell by {fall} to an AUROC of {auroc:.3f}; {risks}", "recalibrate": "risks are off, {risks}; AUROC {auroc:.3f}",
+    "holds": "ranking and risks hold; {risks}"}
+
+def about_outcomes(new:Batch) -> str:
+    "How severe it was judged to be, and first what came true, since this weighs more than any field."
+    s, seen = new.summary, new.summary.get("outcomes") or {}
+    if not s.get("severity"): return ""
+    severity = f"{'no' if s['severity']=='none' else s['severity']} drift".capitalize()
+    said = [f"{TARGETS[t]}: "+VERDICTS[o["verdict"]].format(auroc=o["auroc"]["value"], fall=estimate(o.get("fall")),
+            risks=f"{percent(o['predicted'])} predicted, {percent(o['rate'])} came true") for t,o in (seen.get("targets") or {}).items()]
+    if not said: return f"{severity}. No outcomes of a batch after the first are known yet."
+    return f"{severity}. The newest outcomes are of batch {seen['batch']}. {'. '.join(o[0].upper()+o[1:] for o in said)}."
+
+# %% ../nbs/library/49_compare.ipynb #1b464fbd
 def fields_between(old:Batch, new:Batch) -> tuple[list[str], list[str]]: # Newly flagged, no longer flagged; as words
     "Fields whose verdict changed."
     a, b = ({o["name"]: o for o in x.drift.get("features", []) if o["flagged"]} for x in (old, new))
@@ -241,19 +255,6 @@ def about_data(old:Batch, new:Batch) -> str:
     before = "" if a.get("rows_out") is None else f", {a['rows_out']:,} before"
     bad = lambda s: share(s.get("quarantined"), s.get("rows_in"))
     return f"{b['rows_out']:,} encounters were taken in{before}; {bad(b)} of the rows were set aside{f', {bad(a)} before' if before else ''}."
-
-VERDICTS = {"concept": "ranking fell by {fall} to an AUROC of {auroc:.3f}; {risks}", "recalibrate": "risks are off, {risks}; AUROC {auroc:.3f}",
-    "holds": "ranking and risks hold; {risks}"}
-
-def about_outcomes(new:Batch) -> str:
-    "How severe it was judged to be, and first what came true, since this weighs more than any field."
-    s, seen = new.summary, new.summary.get("outcomes") or {}
-    if not s.get("severity"): return ""
-    severity = f"{'no' if s['severity']=='none' else s['severity']} drift".capitalize()
-    said = [f"{TARGETS[t]}: "+VERDICTS[o["verdict"]].format(auroc=o["auroc"]["value"], fall=estimate(o.get("fall")),
-            risks=f"{percent(o['predicted'])} predicted, {percent(o['rate'])} came true") for t,o in (seen.get("targets") or {}).items()]
-    if not said: return f"{severity}. No outcomes of a batch after the first are known yet."
-    return f"{severity}. The newest outcomes are of batch {seen['batch']}. {'. '.join(o[0].upper()+o[1:] for o in said)}."
 
 def about_drift(old:Batch, new:Batch) -> str:
     "What differs."
