@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRODUCTS', 'FORMAT', 'WIDE', 'HIGH', 'LEFT', 'RIGHT', 'TOP', 'BOTTOM', 'NEWEST', 'BRIEF', 'BLOCK', 'product', 'facts',
-           'stamp', 'read_summary', 'read_index', 'renewed', 'champions', 'charge', 'moment', 'with_times', 'lasted',
-           'share', 'ticks', 'frame', 'place', 'marks', 'trend', 'trends', 'link', 'cells', 'row', 'blocks', 'choices',
-           'templates', 'render', 'write_page', 'look', 'write_older', 'write_newest', 'write_gallery', 'charge_words',
-           'in_charge']
+           'stamp', 'read_summary', 'read_index', 'renewed', 'champions', 'charge', 'since', 'moment', 'with_times',
+           'lasted', 'share', 'ticks', 'frame', 'place', 'marks', 'trend', 'trends', 'link', 'cells', 'row', 'blocks',
+           'choices', 'templates', 'render', 'write_page', 'look', 'write_older', 'write_newest', 'write_gallery',
+           'charge_words', 'in_charge']
 
 # %% ../nbs/library/48_gallery.ipynb #b6040455
 import json, math, re
@@ -39,7 +39,7 @@ def facts(
     "What a batch came to."
     read = {o: product(run/f"{o}.json") for stage in done for o in PRODUCTS.get(stage, ())}
     ingest, drift, decision, seen, promotion = (read.get(o, {}) for o in ("ingest", "drift", "decision", "performance", "promotion"))
-    true = {t: {k: o[k] for k in ("auroc", "ece", "rate", "predicted", "verdict")} for t,o in seen.get("targets", {}).items()}
+    true = {t: {k: o[k] for k in ("auroc", "ece", "fall", "rate", "predicted", "verdict")} for t,o in seen.get("targets", {}).items()}
     return {**{k: ingest.get(k) for k in ("synthetic", "rows_in", "rows_out", "quarantined")}, "share": drift.get("share"),
         "predicted": {t: o["statistics"].get("mean_current") for t,o in drift.get("prediction_shift", {}).items()},
         **{k: decision.get(k) for k in ("severity", "action")}, "outcomes": {"batch": seen.get("due"), "targets": true},
@@ -87,6 +87,15 @@ def charge(
 )->str: # Empty for a model that never was in charge
     "What a batch's model has to do with the one that answers now."
     return known.get((summary["batch"], summary.get("digest")), "was taken out of charge" if summary.get("promoted") else "")
+
+# %% ../nbs/library/48_gallery.ipynb #c48f33b3
+def since(
+    summary:Mapping, now:Mapping|None, # Of the newest batch; champion.json
+)->str: # Empty where the champion that this batch left in charge answers still
+    "Who has taken over since a batch."
+    was = summary.get("champion")
+    if not now or was in (None, now["version"]): return ""
+    return f"Since then version {was} was {'taken back' if now.get('rolled_back')==was else 'replaced'}: version {now['version']} answers now."
 
 # %% ../nbs/library/48_gallery.ipynb #e96695c0
 def moment(iso:str|None) -> str: # HTML
@@ -160,7 +169,7 @@ def trend(
     aside = lambda i,v: room*(i-(len(lines)-1)/2)*(len(v[0])==4)    # intervals of several lines stand beside each other
     drawn = "".join(marks(v, lambda b, i=i, v=v: round(x(b)+aside(i, v), 1), y, f"s{i}", words) for i,v in enumerate(lines.values()))
     said = " ".join(f'<span class="key s{i}">{escape(k)} {words(v[-1][1])}</span>' for i,(k,v) in enumerate(lines.items()))
-    return (f'<figure class="trend"><figcaption><b>{escape(title)}</b> {said}</figcaption><svg viewBox="0 0 {WIDE} {HIGH}" role="img" '
+    return (f'<figure class="trend"><figcaption><b>{escape(title)}</b> Batch {xs[1]}: {said}</figcaption><svg viewBox="0 0 {WIDE} {HIGH}" role="img" '
             f'aria-label="{escape(title)}, batches {xs[0]} to {xs[1]}">{grid}{rules}{turns}{drawn}{below}</svg></figure>')
 
 # %% ../nbs/library/48_gallery.ipynb #68230b78
@@ -176,19 +185,20 @@ def trends(
     pick = lambda get: [(s["batch"], v) for s in shown if (v := get(s)) is not None]
     known = [(s["outcomes"]["batch"], s["outcomes"]["targets"]) for s in shown if s.get("outcomes", {}).get("targets")]
     true = lambda k: {f"{w}:": [(b, *(o[t][k][e] for e in ("value", "low", "high"))) for b,o in known if t in o] for t,w in BRIEF.items()}
-    came = {f"came true, {w}:": [(b, o[t]["rate"]) for b,o in known if t in o] for t,w in BRIEF.items()}
-    said = {f"predicted, {w}:": pick(lambda s, t=t: s.get("predicted", {}).get(t)) for t,w in BRIEF.items()}
+    kinds = {"predicted": "predicted", "rate": "came true"}
+    both = {f"{v}, {w}:": [(b, o[t][k]) for b,o in known if t in o] for t,w in BRIEF.items() for k,v in kinds.items()}
+    took = pick(lambda s: s.get("seconds"))
+    unit, of = ("min", 60) if max((v for _,v in took), default=0)>=90 else ("s", 1)
     changes, rule = [s["batch"] for s in shown if s.get("promoted")], settings.drift
     return [o for o in (
         trend("Fields that differ from what the champion learnt", {"flagged:": pick(lambda s: s.get("share"))},
               limits={k: getattr(rule, k) for k in ("minor", "moderate", "major")}, changes=changes),
         trend("How well patients were ranked (AUROC), by outcomes that came in", true("auroc"), few, changes=changes, floor=None),
         trend("How far predicted risks were off, by outcomes that came in", true("ece"), few, above, changes),
-        trend("Mean predicted risk of readmission, and what came true", said|came, changes=changes),
+        trend("Mean risk that the champion predicted, and what came true", both, changes=changes),
         trend("Rows set aside as bad", {"set aside:": pick(lambda s: s["quarantined"]/s["rows_in"] if s.get("rows_in") else None)},
               limits={"refused": settings.ingest.max_bad_share}),
-        trend("How long a batch took", {"in all:": pick(lambda s: s["seconds"]/60 if s.get("seconds") is not None else None)},
-              lambda v: f"{v:.2g} min")) if o]
+        trend("How long a batch took", {"in all:": [(b, v/of) for b,v in took]}, lambda v: f"{v:.0f} {unit}" if v>=10 or v==0 else f"{v:.2g} {unit}")) if o]
 
 # %% ../nbs/library/48_gallery.ipynb #48edb516
 def link(summary:Mapping, noun:str, text:str, css:str="") -> str:
@@ -280,7 +290,8 @@ def write_newest(settings:Settings, found:Mapping, by_page:Mapping[str, list[int
     reports, here = Tree(settings).reports, [found[str(b)] for b in by_page["index.html"]]
     said = [o["summary"] for o in here]
     write_page(reports, "index.html", here, [o for o in by_page if o!="index.html"], now=now, since=moment(now and now["since"]), total=len(found),
-        failed=sum(o["summary"]["state"]!="published" for o in found.values()), newest=said[0] if said else None, trends=trends(said[::-1], settings),
+        failed=sum(o["summary"]["state"]!="published" for o in found.values()), newest=said[0] if said else None,
+        later=since(said[0], now) if said else "", trends=trends(said[::-1], settings),
         dashboard=(reports/"dashboard.html").is_file(), made=moment(datetime.now(timezone.utc).isoformat()))
 
 def write_gallery(

@@ -16,9 +16,9 @@ from typing import Any
 SEVERITIES = ("none", "minor", "moderate", "major", "concept")    # the last is told by outcomes, the others by drift
 TONES = {None: "", "none": "", "minor": "", "moderate": "warn", "major": "bad", "concept": "bad"}
 ACTION_NAMES = {"train": "train the first model", "record": "keep on record", "watch": "watch", "recalibrate": "recalibrate", "retrain": "retrain",
-    "search": "search anew"}
+    "search": "learn all families anew"}
 ACTION_WORDS = ACTION_NAMES|{"recalibrate": "recalibrate the champion on the newest outcomes", "retrain": "retrain on all that is known",
-    "search": "search anew on all that is known"}
+    "search": "learn all families anew, on all that is known"}
 
 # %% ../nbs/library/21_report.ipynb #eb25fb90
 class Page:

@@ -78,8 +78,8 @@ def decide(
     reasons += [f"{TARGETS[t]}: by the predicted risks themselves an AUROC of {performance['estimate'][t]['auroc']:.3f} is to be expected on this batch, "
                 f"{performance['estimate'][t]['fall']:.3f} less than on the test patients; there is nothing to learn from it yet" for t in expected]
     off = [t for t,o in performance["targets"].items() if o["ece"]["value"]>rule.calibration_error]
-    if off and action not in TRAININGS and rule.policy=="system":
-        action = "recalibrate"
+    if off and rule.policy=="system":
+        if action not in TRAININGS: action = "recalibrate"
         errors = "; ".join(f"{TARGETS[t]}: predicted {o['predicted']:.1%}, {o['rate']:.1%} came true" for t,o in performance["targets"].items() if t in off)
         reasons.append(f"the champion's risks were off on batch {performance['due']} ({errors})")
     act = "record" if rule.dry_run and severity else action

@@ -323,7 +323,7 @@ def test_without_a_training_the_champion_is_handed_on(storage, tmp_path):
     training = {"batches": [0], "known": [0], "rows": 1000, "synthetic": True}
     assert read_json(tmp_path / "trials.json") == {"trials": [], "learning_curve": {}, "ablation": {}, "training": training}
     dry = without_training(storage, decision | {"action": "search", "act": "record", "dry_run": True}, tmp_path / "dry", tmp_path / "trials.json")
-    assert dry == "No model was trained: the decision is to search anew on all that is known (a dry run). The champion is handed on."
+    assert dry == "No model was trained: the decision is to learn all families anew, on all that is known (a dry run). The champion is handed on."
 
 
 def test_a_recalibration_leaves_the_test_patients_for_the_gate(storage, tmp_path):

@@ -4,9 +4,11 @@ import re
 import threading
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from conftest import Project
 from health_predict.gallery import write_gallery
@@ -136,6 +138,15 @@ def test_accessible_and_fits(browser, thirty, width, dark):
     browser.get((Tree(thirty).reports / "index.html").as_uri())
     assert axe(browser) == []
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    box = find(browser, ".scroll")
+    if browser.execute_script("return arguments[0].scrollWidth - arguments[0].clientWidth", box) > 48:    # a shade says that the table goes on
+        shade = []
+        for at in (0, 1e6):
+            browser.execute_script("arguments[0].scrollIntoView(); arguments[0].scrollLeft = arguments[1]", box, at)
+            seen = Image.open(BytesIO(box.screenshot_as_png)).convert("L")
+            shade.append(seen.getpixel((seen.width - 2, 4)))
+        assert shade[0] != shade[1]
+    else: assert width > 390
     status = find(browser, "#count")
     assert status.get_attribute("aria-live") == "polite" and not find(browser, "time").text.endswith("UTC")    # the reader's own time
     look(browser)

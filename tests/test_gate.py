@@ -140,7 +140,8 @@ def test_the_verdict_names_each_failure(people):
                                                               {"any": champion[:n], "30d": challenger[:n]}, rule, seed)
     equal = asked(champion)
     assert (equal["verdict"], equal["n"]) == ("promote", 1000)
-    assert equal["reasons"] == ["it ranks no worse, its probabilities are no worse, and no group is worse off"]
+    said = "it ranks no worse, its probabilities are no worse, and no group that is large enough to be judged is worse off (1 too small)"
+    assert equal["reasons"] == [said] and [len(o) for o in equal["unjudged"].values()] == [1, 1]
     assert equal["checks"][0] == asdict(Check("", "size", True, "1,000 encounters of test patients; at least 400 are needed"))
     assert [o["target"] for o in equal["checks"]] == ["", *["any"]*7, *["30d"]*7]
     assert asked(champion, n=400)["checks"][0]["passed"]    # as many as are needed
@@ -170,4 +171,5 @@ def test_bundles_are_compared_on_those_who_taught_neither(people):
     back = compare(Told("old"), Told("new"), cohort, RULE)
     assert back["checks"][1]["value"] > .3
     assert back == compare(Told("old"), Told("new"), cohort, RULE, 7) != compare(Told("old"), Told("new"), cohort, RULE, 8)
-    assert compare(Told("new"), None, cohort, RULE) == {"verdict": "promote", "reasons": ["there is no champion to compare with"], "n": 0, "checks": []}
+    alone = {"verdict": "promote", "reasons": ["there is no champion to compare with"], "n": 0, "checks": [], "unjudged": {}}
+    assert compare(Told("new"), None, cohort, RULE) == alone
