@@ -152,9 +152,9 @@ def models(built, tmp_path_factory):
     return made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def serve(built):
-    """Start servers, which are stopped at the end."""
+    """Start servers, which are stopped after the module's tests: an idle one still looks for a new champion ten times a second."""
     servers = []
     def start(storage: Path, environment: dict | None = None, **serving: str) -> Server:
         servers.append(Server(built, storage, environment, **serving))
@@ -165,11 +165,12 @@ def serve(built):
 
 
 @pytest.fixture(scope="session")
-def server(serve, models):
+def server(built, models):
     """A server that tests share; it serves the built project's champion."""
-    made = serve(models("server"), workers=2)
+    made = Server(built, models("server"), workers=2)
     made.wait()
-    return made
+    yield made
+    made.stop()
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ STAGES = ("ingest", "features", "drift", "decide", "train", "evaluate", "deploy"
 LIMIT = 1800    # seconds, for a run on a busy machine
 VOLATILE = ("since", "time", "seconds", "run_id", "duration", "at", "began", "ended", "finished",
             "reason",    # of a promotion: where a rerun promotes again, it is the champion already
-            "hash")      # of the audit log's last entry, which has its time; the chain is verified apart
+            "hash", "seq")    # of the audit log's last entry: it has its time, and a stage that was killed has an entry before it; the chain is verified apart
 SMALL = {"HEALTH_PREDICT_MODEL__FAMILIES": "logistic", "HEALTH_PREDICT_EVALUATE__BOOTSTRAP": "100", "HEALTH_PREDICT_GATE__RESAMPLES": "100",
     "HEALTH_PREDICT_RUN__PAUSE": "0", "HEALTH_PREDICT_RUN__SET_ASIDE": "1000"}
 
