@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from .answer import Model, predict_many
+from .fields import INPUTS
 from .request import RequestRefused, check_rows, decode, refused
 
 # %% ../nbs/library/73_batch.ipynb #a77d72d2
@@ -48,8 +49,9 @@ def from_csv(read:Callable[[int], bytes], longest:int) -> Iterator[Found]:
         texts = (line.decode("utf-8-sig" if i==0 else "utf-8")+"\n" for i,line in enumerate(lines(read, longest)))
         rows = csv.reader(texts)
         header = [o.strip() for o in next(rows, [])]
-        if len(header)==1 and (found := next((o for o in ";\t|" if o in header[0]), None)):
-            raise refused(422, "csv", f"the header's columns are separated by {found!r}; expected commas", "body")
+        for o in ";\t|":
+            if len(header)==1 and {k.strip().replace("-", "_") for k in header[0].split(o)[1:]}&set(INPUTS):
+                raise refused(422, "csv", f"the header's columns are separated by {o!r}; expected commas", "body")
         twice = len(set(header))<len(header)
         for row in rows:
             if not row: continue
