@@ -11,6 +11,7 @@ from trivial import Trivial
 
 from health_predict.schedule import calendar
 
+pytestmark = pytest.mark.xdist_group("crontab")    # a user has one
 cron = pytest.mark.skipif(not (shutil.which("crontab") and shutil.which("cron")), reason="cron is not here: apt install cron")
 root = pytest.mark.skipif(os.geteuid() != 0, reason="cron's daemon can be started by root only")
 

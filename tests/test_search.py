@@ -164,7 +164,7 @@ def test_hopeless_trials_are_stopped(tmp_path, rule, session, capfd):
 def test_time_budget(tmp_path, rule, session, monkeypatch):
     """The search ends in time, counts what unfinished trials have shown, and a rerun finds its time used up."""
     data, journal = problem(), tmp_path / "any.jsonl"
-    endless = {"xgboost": SPACES["xgboost"] | {"rounds": ("whole", 200_000, 300_000)}}
+    endless = {"xgboost": SPACES["xgboost"] | {"rounds": ("whole", 600_000, 900_000)}}
     settings, start = SearchSettings(trials=50, time_budget=40, concurrency=2, grace=STEPS), time.monotonic()    # undisturbed it would take an hour
     trials = run_trials("any", ["xgboost"], *data, rule, settings, journal, 7, endless)
     assert time.monotonic() - start < 300
