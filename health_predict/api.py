@@ -41,7 +41,7 @@ def predict():
     record, warnings = check(body())
     answer, unseen = model.predict(record)
     it.note(model, [answer], [record])
-    return reply(answer|{"request_id": g.request_id, "warnings": [*warnings, *unseen, *replaced(request.headers.get("X-Request-ID"))]})
+    return reply(answer|{"request_id": g.request_id, "warnings": [*warnings, *unseen, *g.replaced]})
 
 @api.post("/explain")
 def explain():
@@ -50,7 +50,7 @@ def explain():
     record, warnings = check(body())
     answer, unseen = model.predict(record)
     told = reasons(reasons_for(it.kept, model), record)
-    return reply({**answer, **told, "request_id": g.request_id, "warnings": [*warnings, *unseen, *replaced(request.headers.get("X-Request-ID"))]})
+    return reply({**answer, **told, "request_id": g.request_id, "warnings": [*warnings, *unseen, *g.replaced]})
 
 @api.post("/predict/batch")
 def predict_batch():

@@ -49,8 +49,8 @@ def from_csv(read:Callable[[int], bytes], longest:int) -> Iterator[Found]:
         texts = (line.decode("utf-8-sig" if i==0 else "utf-8")+"\n" for i,line in enumerate(lines(read, longest)))
         rows = csv.reader(texts)
         header = [o.strip() for o in next(rows, [])]
-        for o in ";\t|":
-            if len(header)==1 and {k.strip().replace("-", "_") for k in header[0].split(o)[1:]}&set(INPUTS):
+        for o in ";\t|" if len(header)==1 else "":
+            if {k.strip().replace("-", "_") for k in header[0].split(o)[1:]}&set(INPUTS):
                 raise refused(422, "csv", f"the header's columns are separated by {o!r}; expected commas", "body")
         twice = len(set(header))<len(header)
         for row in rows:

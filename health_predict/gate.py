@@ -83,12 +83,12 @@ def by_size(
 
 # %% ../nbs/library/23_gate.ipynb #798941b2
 def group_checks(
-    target:str, people:pd.DataFrame, y:np.ndarray, champion:np.ndarray, challenger:np.ndarray, # Encounters with GROUPS; outcome; probabilities
+    target:str, groups:Mapping[str, np.ndarray], y:np.ndarray, champion:np.ndarray, challenger:np.ndarray, # Encounters of each group; outcome; probabilities
     W:np.ndarray, rule:GateSettings, # Bootstrap weights; settings
-)->list[Check]: # One for each group with enough events and non-events
+)->list[Check]: # One for each group
     "Does the challenger rank any group significantly worse?"
     found = []
-    for name,here in by_size(people, y, rule.min_group)[0].items():
+    for name,here in groups.items():
         draws = ranking(y[here], challenger[here], W[:, here])[0]-ranking(y[here], champion[here], W[:, here])[0]
         ones = np.ones((1, here.sum()))
         value = float(ranking(y[here], challenger[here], ones)[0][0]-ranking(y[here], champion[here], ones)[0][0])
@@ -101,7 +101,7 @@ def group_checks(
 
 # %% ../nbs/library/23_gate.ipynb #e0706a54
 def judge_target(
-    target:str, people:pd.DataFrame, y:np.ndarray, champion:np.ndarray, challenger:np.ndarray, # Encounters, outcome, probabilities
+    target:str, groups:Mapping[str, np.ndarray], y:np.ndarray, champion:np.ndarray, challenger:np.ndarray, # Encounters of each group; outcome; probabilities
     W:np.ndarray, rule:GateSettings, # Bootstrap weights; settings
 )->list[Check]:
     "All checks of one target."
@@ -110,7 +110,7 @@ def judge_target(
     ece, ece_draws = (calibration_error(y, challenger, w)-calibration_error(y, champion, w) for w in (ones, W))
     return [ranking_check(target, auroc_draws, float(auroc[0]), rule.guard, rule.confidence),
             calibration_check(target, ece_draws, float(ece[0]), rule.calibration_margin, rule.confidence),
-            *group_checks(target, people, y, champion, challenger, W, rule)]
+            *group_checks(target, groups, y, champion, challenger, W, rule)]
 
 def judge(
     people:pd.DataFrame, outcomes:Mapping[str, np.ndarray], # Judging encounters with `patient_nbr` and GROUPS; outcome for each target
@@ -121,10 +121,12 @@ def judge(
     n = len(people)
     checks = [Check("", "size", n>=rule.min_rows, f"{n:,} encounters of test patients; at least {rule.min_rows:,} are needed")]
     W = patient_weights(people.patient_nbr.to_numpy(), rule.resamples, seed)
-    for t in outcomes: checks += judge_target(t, people, outcomes[t], champion[t], challenger[t], W, rule)
+    unjudged = {}
+    for t,y in outcomes.items():
+        large, unjudged[t] = by_size(people, y, rule.min_group)
+        checks += judge_target(t, large, y, champion[t], challenger[t], W, rule)
     failed = [o for o in checks if not o.passed]
     reasons = [f"{TARGETS.get(o.target, 'size')}: {o.words}" for o in failed]
-    unjudged = {t: by_size(people, y, rule.min_group)[1] for t,y in outcomes.items()}
     small = len(set().union(*unjudged.values()))
     groups = f"no group that is large enough to be judged is worse off ({small} too small)" if small else "no group is worse off"
     reasons = reasons or [f"it ranks no worse, its probabilities are no worse, and {groups}"]

@@ -15,7 +15,7 @@ import msgspec
 from flask import Flask, Response, current_app, g, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from .access import Limit, owner, request_id, sent_key, with_headers
+from .access import Limit, owner, replaced, request_id, sent_key, with_headers
 from .answer import Model
 from .live import Live
 from .metrics import Metrics
@@ -107,7 +107,8 @@ GUARDED = {("api.predict", "POST"), ("api.predict_batch", "POST"), ("api.explain
 
 def admit() -> Response|None:
     "Before each request: its id, its size, its key, its rate."
-    g.request_id, g.start = request_id(request.environ.get("HTTP_X_REQUEST_ID")), perf_counter()
+    g.start, sent = perf_counter(), request.environ.get("HTTP_X_REQUEST_ID")
+    g.request_id, g.replaced = request_id(sent), replaced(sent)
     it = service()
     request.max_content_length = it.settings.serving.max_body
     client = request.remote_addr or ""

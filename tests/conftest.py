@@ -38,6 +38,22 @@ def pytest_collection_modifyitems(items):
             if shared in item.fixturenames: item.add_marker(pytest.mark.xdist_group(shared))    # `server` is built on `built`
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Where all is at hand, as in CI, a skip hides a fault: TEST_NOTHING_SKIPPED makes it one."""
+    report = yield
+    if os.environ.get("TEST_NOTHING_SKIPPED") and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome, report.longrepr = "failed", f"skipped where nothing may be: {report.longrepr[2]}"
+    return report
+
+
+def at_hand(variable: str, what: str) -> Path:
+    """Where a variable says that something is; a test that needs it is skipped, in words, where it says nothing."""
+    if not (named := os.environ.get(variable)): pytest.skip(f"not at hand: {what}; set {variable}")
+    assert Path(named).exists(), f"{variable} is {named!r}, where nothing is"
+    return Path(named).resolve()
+
+
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch):
     """Tests see the defaults, whatever the shell says."""
@@ -46,10 +62,8 @@ def no_settings_from_outside(monkeypatch):
 
 @pytest.fixture(scope="session")
 def data_set():
-    """The real data set; a test that needs it is skipped, in words, where it isn't at hand."""
-    named = os.environ.get("TEST_DATA_SET")
-    if not named or not Path(named).is_file(): pytest.skip("the UCI data set is not at hand: set TEST_DATA_SET to diabetic_data.csv or its .zip")
-    return Path(named).resolve()
+    """The real data set."""
+    return at_hand("TEST_DATA_SET", "the UCI data set, diabetic_data.csv or its .zip")
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import requests
 from moto import mock_aws
 
+from conftest import at_hand
 from health_predict import audit
 from health_predict.bundle import Bundle
 from health_predict.pack import finish, write_bundle
@@ -52,8 +52,7 @@ def free_ports() -> int:
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory):
     """A control plane of its own, stopped at the end."""
-    program = Path(os.environ.get("TEST_KUBE", "nowhere")) / "kube"
-    if not program.is_file(): pytest.skip("no Kubernetes control plane is at hand: set TEST_KUBE to the folder of its program kube")
+    program = at_hand("TEST_KUBE", "a Kubernetes control plane, the folder of its program kube") / "kube"
     folder = tmp_path_factory.mktemp("plane")
     try:
         done = subprocess.run([program, "up", str(folder), str(free_ports())], capture_output=True, text=True, timeout=180)

@@ -12,6 +12,8 @@ import zipfile
 import pandas as pd
 import pytest
 
+from conftest import ROOT
+
 from health_predict import data
 from health_predict.data import DataError, find, is_synthetic, split, upload
 from health_predict.settings import load_settings
@@ -156,3 +158,12 @@ def test_batches_go_to_s3_and_come_from_it(settings, s3, cohort_file):
         with pytest.raises(DataError, match=said): upload(known, target)
     with pytest.raises(DataError, match="check the address"): find(settings(source="s3://bucket/missing.csv"))
 
+
+
+@pytest.mark.parametrize("environment, said", [({}, "1 skipped"), ({"TEST_NOTHING_SKIPPED": "1"}, "nothing may be: Skipped: not at hand: the UCI data set"),
+                                               ({"TEST_DATA_SET": "nowhere.zip"}, "TEST_DATA_SET is 'nowhere.zip', where nothing is")])
+def test_what_is_not_at_hand_is_skipped_in_words_and_never_in_ci(environment, said):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("TEST_") and not k.startswith("PYTEST_")}
+    program = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "-o", "addopts=-rs", "-k", "real_data_set", "tests/test_schema.py"]
+    done = subprocess.run(program, env=kept | environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert said in done.stdout and done.returncode == (0 if not environment else 1), done.stdout + done.stderr

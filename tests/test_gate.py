@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from health_predict import gate
-from health_predict.gate import Check, calibration_check, compare, group_checks, holm, judge, judge_target, judges, one_sided, ranking_check
+from health_predict.gate import Check, by_size, calibration_check, compare, group_checks, holm, judge, judge_target, judges, one_sided, ranking_check
 from health_predict.settings import load_settings
 
 RULE = load_settings(gate={"resamples": 200, "min_rows": 400, "min_group": 20}).gate
@@ -27,6 +27,9 @@ def people():
 
 
 def p(z): return 1/(1+np.exp(-z))
+
+
+def large(frame, y): return by_size(frame, y, RULE.min_group)[0]
 
 
 def test_newest_test_patients_judge_until_there_are_enough():
@@ -79,14 +82,14 @@ def test_one_sided_chance_is_the_normal_distributions():
 def test_groups_with_enough_of_both_outcomes_are_judged(people):
     frame, y, _, champion = people
     W = gate.patient_weights(frame.patient_nbr.to_numpy(), 200, 7)
-    found = group_checks("any", frame, y, champion, champion, W, RULE)
+    found = group_checks("any", large(frame, y), y, champion, champion, W, RULE)
     assert [o.words for o in found] == [f"{o}: AUROC +0.000 (+0.000 to +0.000)" for o in ("race A", "race not known", "gender F", "gender M", "age [70-80)")]
     assert all(o == Check("any", "group", True, o.words, 0., 0., 0.) for o in found)
     y = y.copy(); y[0:31] = [1]*20+[0]*11
-    assert len(group_checks("any", frame, y, champion, champion, W, RULE)) == 5    # 20 events, 10 others
+    assert len(group_checks("any", large(frame, y), y, champion, champion, W, RULE)) == 5    # 20 events, 10 others
     y[19:40] = 0; frame = frame.assign(gender=np.where(np.arange(1000) < 40, "?", frame.gender))
     y[19] = 1
-    assert [o.words.split(":")[0] for o in group_checks("any", frame, y, champion, champion, W, RULE)][-4] == "gender ?"    # 20 of each are enough
+    assert [o.words.split(":")[0] for o in group_checks("any", large(frame, y), y, champion, champion, W, RULE)][-4] == "gender ?"    # 20 of each are enough
 
 
 def test_a_group_that_is_worse_off_is_named(people):
@@ -94,12 +97,12 @@ def test_a_group_that_is_worse_off_is_named(people):
     men = (frame.gender == "M").to_numpy()
     worse = np.where(men, p(np.random.default_rng(0).permutation(z)), champion)
     W = gate.patient_weights(frame.patient_nbr.to_numpy(), 200, 7)
-    found = {o.words.split(":")[0]: o for o in group_checks("30d", frame, y, champion, worse, W, RULE)}
+    found = {o.words.split(":")[0]: o for o in group_checks("30d", large(frame, y), y, champion, worse, W, RULE)}
     assert not found["gender M"].passed and found["gender F"].passed and found["gender M"].high < 0 and found["gender M"].target == "30d"
     assert found["gender M"].words.endswith("), significantly worse") and found["gender F"].words.endswith("(+0.000 to +0.000)")
     here = gate.ranking(y[men], worse[men], np.ones((1, men.sum())))[0]-gate.ranking(y[men], champion[men], np.ones((1, men.sum())))[0]
     assert found["gender M"].value == pytest.approx(here[0], abs=1e-9) and found["gender M"].low < found["gender M"].value < found["gender M"].high
-    assert [o.passed for o in group_checks("30d", frame, y, worse, champion, W, RULE)] == [True]*5    # better off is fine
+    assert [o.passed for o in group_checks("30d", large(frame, y), y, worse, champion, W, RULE)] == [True]*5    # better off is fine
 
 
 def test_significance_of_a_group_depends_on_the_confidence_in_force(people):
@@ -113,14 +116,16 @@ def test_significance_of_a_group_depends_on_the_confidence_in_force(people):
         value = (gate.ranking(y, challenger, np.ones((1, len(y))))[0]-gate.ranking(y, champion, np.ones((1, len(y))))[0])[0]
         if .01 < one_sided(value/np.nanstd(draws)) < .016: break    # below a third of 5%: the same group three times
     else: raise AssertionError("no such difference was found")
-    passed = lambda confidence: [o.passed for o in group_checks("any", frame, y, champion, challenger, W, RULE.model_copy(update={"confidence": confidence}))]
+    def passed(confidence):
+        rule = RULE.model_copy(update={"confidence": confidence})
+        return [o.passed for o in group_checks("any", large(frame, y), y, champion, challenger, W, rule)]
     assert passed(.95) == [False]*3 and passed(.99) == [True]*3
 
 
 def test_a_target_is_asked_for_ranking_calibration_and_groups(people):
     frame, y, z, champion = people
     W = gate.patient_weights(frame.patient_nbr.to_numpy(), 200, 7)
-    checks = judge_target("any", frame, y, champion, p(z), W, RULE)
+    checks = judge_target("any", large(frame, y), y, champion, p(z), W, RULE)
     assert [o.check for o in checks] == ["ranking", "calibration", *["group"]*5] and {o.target for o in checks} == {"any"}
     ones = np.ones((1, len(y)))
     ranked, wrong = (f(y, p(z), ones)-f(y, champion, ones) for f in (lambda *a: gate.ranking(*a)[0], gate.calibration_error))
@@ -128,9 +133,9 @@ def test_a_target_is_asked_for_ranking_calibration_and_groups(people):
     draws = gate.calibration_error(y, p(z), W)-gate.calibration_error(y, champion, W)
     assert (checks[1].low, checks[1].high) == gate.interval(draws, RULE.confidence)
     assert (checks[0].low, checks[0].high) == gate.interval(gate.ranking(y, p(z), W)[0]-gate.ranking(y, champion, W)[0], RULE.confidence)
-    bold = judge_target("any", frame, y, champion, p(3*z), W, RULE)
+    bold = judge_target("any", large(frame, y), y, champion, p(3*z), W, RULE)
     assert [o.passed for o in bold][:2] == [True, False]
-    narrow = judge_target("any", frame, y, champion, p(z), W, RULE.model_copy(update={"confidence": .6}))
+    narrow = judge_target("any", large(frame, y), y, champion, p(z), W, RULE.model_copy(update={"confidence": .6}))
     assert narrow[0].low > checks[0].low and narrow[1].low > checks[1].low
 
 

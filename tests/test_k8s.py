@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import ROOT
+from conftest import ROOT, at_hand
 
 TOOL = "kubernetes-validate@1.37.0"
 
@@ -141,9 +141,8 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """A real API server and its controllers, without nodes; TEST_KUBE is the folder with the program `kube`."""
-    place = os.environ.get("TEST_KUBE")
-    missing = [o for o in ("kubectl", "etcd", "openssl", "curl") if not shutil.which(o)]
-    if not place or missing: pytest.skip(f"no control plane: {'set TEST_KUBE to the folder of `kube`' if not place else 'install ' + ', '.join(missing)}")
+    place = at_hand("TEST_KUBE", "a Kubernetes control plane, the folder of its program kube")
+    if missing := [o for o in ("kubectl", "etcd", "openssl", "curl") if not shutil.which(o)]: pytest.skip(f"no control plane: install {', '.join(missing)}")
     folder = tmp_path_factory.mktemp("kube")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -15,6 +15,8 @@ import pytest
 import requests
 import yaml
 
+from conftest import at_hand
+
 HERE = Path(__file__).parents[1] / "terraform"
 REGION, RELEASE = "eu-west-1", {"url": "s3://releases/health-predict-1.0.0.tar.gz", "sha256": "0" * 64}
 # moto speaks HTTP with paths in place of bucket hosts, and knows no accounts' names.
@@ -38,8 +40,7 @@ def terraform(folder: Path, *words: str, code: int = 0, **environment: str) -> s
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory):
     """The environment of a terraform that finds the AWS provider on disk and asks no network."""
-    named = os.environ.get("TEST_TF_MIRROR")
-    if not named or not Path(named).is_dir(): pytest.skip("no AWS provider at hand: set TEST_TF_MIRROR to a folder made by `terraform providers mirror`")
+    named = at_hand("TEST_TF_MIRROR", "Terraform's AWS provider, a folder made by `terraform providers mirror`")
     config = tmp_path_factory.mktemp("cli") / "terraform.rc"
     config.write_text(f'disable_checkpoint = true\nprovider_installation {{\n  filesystem_mirror {{\n    path = "{named}"\n  }}\n}}\n')
     return {"TF_CLI_CONFIG_FILE": str(config)}
