@@ -48,8 +48,10 @@ class Machine(RuleBasedStateMachine):
         self.row = 0 if succeeds else self.row + 1
         after = "closed" if succeeds else "open" if now == "half-open" or self.row >= self.rule.failures else "closed"
         path = [self.name, now, after]
-        assert [(o.former, o.state) for o in told] == [(a, b) for a, b in pairwise(path) if a != b]
-        if after == "open": self.blocked = 0
+        assert [(o.batch, o.former, o.state) for o in told] == [(self.batch, a, b) for a, b in pairwise(path) if a != b]
+        if after == "open":
+            self.blocked = 0
+            assert told[-1].reason.endswith(": no better")
         self.name, self.told = after, {self.batch: told}
 
     @precondition(lambda self: self.answers)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import pytest
 
 LIBRARY = Path(__file__).parents[2] / "nbs" / "library"
 
