@@ -234,7 +234,7 @@ def refuse(
 )->None:
     "Raise `FileRefused` for a file with too many bad rows or too few good ones."
     if checked.bad_share>max_bad_share:
-        top = checked.findings.groupby(["column", "reason"], sort=False).size().sort_values(ascending=False)
+        top = checked.findings.groupby(["column", "reason"], sort=False).size().sort_values(ascending=False, kind="stable")
         (column, reason), n = top.index[0], top.iloc[0]
         raise FileRefused(f"{path}: {checked.quarantined} of {checked.rows_in} rows are bad ({checked.bad_share:.1%}; at most {max_bad_share:.1%} may be, "
                           f"[ingest] max_bad_share). The commonest finding, {n} times: {column or 'row'} {reason}")

@@ -1,6 +1,7 @@
 """The audit log: no change goes unnoticed, no entry is lost or doubled, whoever writes and whenever they are killed."""
 import json
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -191,6 +192,14 @@ def test_what_is_announced_and_half_written_is_read_over(tmp_path):
         with pytest.raises(AuditError, match=r"; keep it as evidence, then restore the folder from a backup, or move it away to begin a new chain$"):
             verify(tree)
     assert lines_of(b"a\nb\n") == lines_of(b"a\nb") == [b"a", b"b"] and lines_of(b"") == []
+
+
+def test_a_person_is_named_with_the_machine_and_by_number_where_there_is_no_name(monkeypatch):
+    name, host = pwd.getpwuid(os.getuid()).pw_name, socket.gethostname()
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"): monkeypatch.delenv(variable, raising=False)    # getpass believes these first
+    assert actor() == f"{name}@{host}"
+    monkeypatch.setattr(os, "getuid", lambda: 54321)    # an account that the machine doesn't know, as in a container
+    assert actor() == f"54321@{host}"
 
 
 def test_an_event_is_recorded_once_and_entries_are_chosen(tmp_path):

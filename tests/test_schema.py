@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from health_predict.fields import FIELDS
-from health_predict.schema import Checked, FileRefused, check_file, check_header, refuse, with_rows
+from health_predict.schema import Checked, FileRefused, check_file, check_header, not_utf8, refuse, with_rows
 
 
 @pytest.fixture
@@ -89,6 +89,13 @@ def test_hopeless_file_is_refused_whole(tmp_path, lines, make, said):
     assert str(path) in str(e.value) and said in str(e.value)
 
 
+def test_a_file_that_was_cut_off_is_told_with_what_is_left_of_its_last_row(tmp_path, lines):
+    path = write(tmp_path, [*lines[:-1], lines[-1][:40]])
+    with pytest.raises(FileRefused) as e: check_file(path)
+    left = lines[-1][:40].count(b",") + 1
+    assert str(e.value) == f"{path}, line 201: the file ends in the middle of a row ({left} of 50 values); the transfer was cut off, send it again"
+
+
 def test_byte_order_mark_and_windows_line_ends_are_fine(tmp_path, lines):
     checked = check_file(write(tmp_path, [b"\xef\xbb\xbf", *(o.replace(b"\n", b"\r\n") for o in lines)]))
     assert (checked.rows_in, checked.quarantined) == (200, 0)
@@ -118,6 +125,8 @@ def test_bounds_of_refusal_are_allowed_themselves(tmp_path, lines):
     assert str(e.value) == "7.csv: 189 good rows; at least 190 are needed ([ingest] min_rows). Was the whole batch sent?"
     nothing = Checked(checked.rows[:0], checked.findings[:0], 0)
     assert (nothing.quarantined, nothing.bad_share) == (0, 0)
+    for i in range(1, 21): lines[i] = changed(lines[i], **({"gender": "?", "age": "[0-10)"} if i < 11 else {"gender": "Male", "age": "old"}))
+    with pytest.raises(FileRefused, match="The commonest finding, 10 times: gender is missing"): refuse(check_file(write(tmp_path, lines)), "7.csv", .05, 1)
     for i in range(1, 201): lines[i] = b"\n"
     empty = check_file(write(tmp_path, lines))
     with pytest.raises(FileRefused, match=r"200 of 200 rows are bad .* 200 times: row is an empty line"): refuse(empty, "7.csv", .05, 1)
@@ -128,13 +137,14 @@ def test_findings_are_told_line_by_line(tmp_path, lines):
     lines[3] = changed(lines[3], age="old", gender="?", time_in_hospital="99")
     lines[5], lines[7] = b"\n", b"1,2,3," + b"x" * 300 + b"\n"
     lines.append(lines[9])
+    lines += [changed(lines[i], encounter_id="123456789" + str(i), readmitted=v) for i, v in ((10, "SOON "), (11, "X"))]    # told as they are
     path = write(tmp_path, lines)
     found = check_file(path).findings
     told = [("age", "old", "'old' is not a bracket of years"), ("gender", "?", "is missing"), ("time_in_hospital", "99", "99 is not between 1 and 14")]
     assert [(o.line, o.column, o.value) for o in found.itertuples()] == [*((4, c, v) for c, v, _ in sorted(told, key=lambda o: list(FIELDS).index(o[0]))),
-        (6, "", ""), (8, "", lines[7][:200].decode()), (202, "encounter_id", changed_id(lines[9]))]
+        (6, "", ""), (8, "", lines[7][:200].decode()), (202, "encounter_id", changed_id(lines[9])), (203, "readmitted", "SOON "), (204, "readmitted", "X")]
     assert all(next(r for c, _, r in told if c == o.column) in o.reason for o in found.itertuples() if o.line == 4)
-    assert list(found.reason)[3:] == ["is an empty line", f"has 4 values, not {len(FIELDS)}", "stands in this file already"]
+    assert list(found.reason)[3:6] == ["is an empty line", f"has 4 values, not {len(FIELDS)}", "stands in this file already"]
     shown = with_rows(found, path)
     assert list(shown.columns) == ["line", "column", "value", "reason", "row"] and list(shown.index) == list(range(len(found)))
     assert list(shown.row) == [lines[o - 1].decode().rstrip("\n") for o in found.line]
@@ -154,8 +164,11 @@ def test_rows_of_parquet_are_told_by_their_number(tmp_path, lines):
     assert with_rows(checked.findings, tmp_path / "7.parquet").row.tolist() == [",".join(frame.iloc[1])]
     assert with_rows(checked.findings.assign(line=3), tmp_path / "7.parquet").row[0] == ",".join("?" if o is None else o for o in frame.iloc[2])
     frame.drop(columns="age").to_parquet(tmp_path / "8.parquet")
-    with pytest.raises(FileRefused, match="missing 'age'"): check_file(tmp_path / "8.parquet")
+    with pytest.raises(FileRefused, match=r"8\.parquet, line 1: .*missing 'age'"): check_file(tmp_path / "8.parquet")
     assert with_rows(checked.findings[:0], tmp_path / "7.parquet").empty
+    frame.loc[170, "gender"] = "?"
+    frame.to_parquet(tmp_path / "9.parquet", row_group_size=50)
+    assert list(check_file(tmp_path / "9.parquet").findings.line) == [2, 171]
 
 
 @pytest.mark.parametrize("names, said", [
@@ -212,6 +225,7 @@ def test_other_encodings_are_told_by_line_and_byte(tmp_path, lines):
     assert str(e.value) == f"{tmp_path / '7.csv'}, line 10: byte {byte} is not UTF-8 (Windows or Latin-1 text?); save the file as UTF-8"
     half = [*lines[:9], lines[10].rstrip() + b"\xc3"]    # of a character, at the end
     with pytest.raises(FileRefused, match="is not UTF-8"): check_file(write(tmp_path, half))
+    assert str(not_utf8(write(tmp_path, lines[:9]))) == f"{tmp_path / '7.csv'} is not UTF-8; save it as UTF-8"    # it was mended meanwhile
 
 
 def test_parquet_is_read_as_the_csv_is(tmp_path, lines):
@@ -219,7 +233,7 @@ def test_parquet_is_read_as_the_csv_is(tmp_path, lines):
     pd.read_csv(path, keep_default_na=False, na_values=["?"]).to_parquet(tmp_path / "7.parquet")
     pd.testing.assert_frame_equal(check_file(tmp_path / "7.parquet").rows, check_file(path).rows)
     (tmp_path / "8.parquet").write_bytes((tmp_path / "7.parquet").read_bytes()[:1000])
-    with pytest.raises(FileRefused, match="not a whole Parquet file"): check_file(tmp_path / "8.parquet")
+    with pytest.raises(FileRefused, match=r"not a whole Parquet file \(Parquet magic bytes not found.*; send it again"): check_file(tmp_path / "8.parquet")
 
 
 def test_large_file_is_read_in_chunks(tmp_path, lines, monkeypatch):
