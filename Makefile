@@ -80,7 +80,7 @@ mutation: $(VENV)/.ready  ## Change the code that decides, bit by bit: some test
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet mutmut==3.8.1
 	@$(BIN)/mutmut run $(foreach o,$(DECIDES),'health_predict.$(o)')
 
-# What a user will install, installed: the wheel in an environment of its own answers, and names what it lacks.
+# What a user will install, installed: the wheel in an environment of its own answers, and names what it lacks; its extras can be had.
 release-check: $(VENV)/.ready  ## Build wheel and source archive, install the wheel afresh, ask it
 	rm -rf dist $(VENV)/release
 	$(BIN)/uv build --quiet --out-dir dist
@@ -89,7 +89,9 @@ release-check: $(VENV)/.ready  ## Build wheel and source archive, install the wh
 	VIRTUAL_ENV=$(CURDIR)/$(VENV)/release $(BIN)/uv pip install --quiet dist/*.whl
 	cd $(VENV)/release && bin/health-predict --version && bin/health-predict data synthetic 200 cohort.csv
 	cd $(VENV)/release && bin/python -c "from health_predict.schema import check_file; assert len(check_file('cohort.csv').rows)==200; from health_predict.api import create_app"
-	tar tf dist/*.tar.gz | grep -q nbs/library/ && tar tf dist/*.tar.gz | grep -q pipeline.yaml
+	cd $(VENV)/release && ! bin/health-predict simulate 2> lacks && grep "pip install 'health-predict\[pipeline,aws\]' brings it" lacks
+	VIRTUAL_ENV=$(CURDIR)/$(VENV)/release $(BIN)/uv pip install --quiet --dry-run "$$(ls dist/*.whl)[pipeline,aws]"
+	tar tf dist/*.tar.gz > $(VENV)/release/files && grep --max-count 1 nbs/library/ $(VENV)/release/files && grep --max-count 1 pipeline.yaml $(VENV)/release/files
 
 # The same files from the same commit: times are the commit's, compiled files are checked by content.
 ENGINE ?= $(if $(shell docker info >/dev/null 2>&1 && echo yes),docker buildx build --output type=docker$(comma)rewrite-timestamp=true,buildah bud --format docker --timestamp $(EPOCH))

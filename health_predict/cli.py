@@ -22,7 +22,7 @@ from uuid import uuid4
 import typer
 
 from . import __version__
-from .settings import HealthPredictError, Settings, SettingsError, load_settings
+from .settings import HealthPredictError, Settings, SettingsError, lacking, load_settings
 
 # %% ../nbs/library/78_cli.ipynb #d3e29009
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
@@ -626,6 +626,9 @@ def main():
     except HealthPredictError as e:
         typer.echo(f"health-predict: {e}", err=True)
         sys.exit(exit_code(e))
+    except ModuleNotFoundError as e:
+        typer.echo(f"health-predict: {lacking(e)}", err=True)
+        sys.exit(4)
     except Stopped as e:
         typer.echo(f"health-predict: {e}", err=True)
         sys.exit(128+e.number)

@@ -18,7 +18,7 @@ from typing import Any
 
 from .bundle import Bundle, verify
 from .mirror import push_bundle
-from .settings import HealthPredictError, Settings
+from .settings import HealthPredictError, Settings, lacking
 from .storage import Tree, atomic, champion, read_json, write_json
 
 # %% ../nbs/library/33_registry.ipynb #769123eb
@@ -52,14 +52,14 @@ def patient(uri:str, wait:float) -> str: # wait: seconds
 def answering(uri:str, wait:float) -> str: # The revision of its schema; empty for a new one, or a server
     "Ask a database whether it is there; raises `RegistryAway`."
     if uri.startswith("http") or (uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()): return ""
-    from sqlalchemy import create_engine, inspect
-    from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-    from sqlalchemy.pool import NullPool
     try:
+        from sqlalchemy import create_engine, inspect
+        from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+        from sqlalchemy.pool import NullPool
         with create_engine(patient(uri, wait), poolclass=NullPool).connect() as found:
             if not inspect(found).has_table("alembic_version"): return ""
             return found.exec_driver_sql("select version_num from alembic_version").scalar() or ""
-    except ModuleNotFoundError as e: raise RegistryError(f"{shown(uri)}: {e.name} is not installed; the pipeline's environment has it: make run") from e
+    except ModuleNotFoundError as e: raise RegistryError(f"{shown(uri)}: {lacking(e)}") from e
     except (DBAPIError, SQLAlchemyError) as e:
         why = str(getattr(e, "orig", e)).strip().splitlines()
         raise RegistryAway(f"MLflow's database {shown(uri)} doesn't answer: {why[0] if why else type(e).__name__}; "

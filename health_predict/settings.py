@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Share', 'Percent', 'Key', 'Rate', 'Severity', 'Schedule', 'SHORT', 'FILE_VARIABLE', 'LISTS', 'HealthPredictError',
-           'SettingsError', 'Section', 'StorageSettings', 'DataSettings', 'IngestSettings', 'SplitSettings',
+           'SettingsError', 'lacking', 'Section', 'StorageSettings', 'DataSettings', 'IngestSettings', 'SplitSettings',
            'ModelSettings', 'SearchSettings', 'ThresholdSettings', 'EvaluateSettings', 'GateSettings', 'DriftSettings',
            'RespondSettings', 'SimulateSettings', 'BreakerSettings', 'MlflowSettings', 'ServingSettings',
            'DeploySettings', 'AlertSettings', 'check_schedule', 'RunSettings', 'split_commas', 'read_environment',
@@ -25,6 +25,10 @@ class HealthPredictError(Exception):
 
 class SettingsError(HealthPredictError):
     "A setting is unknown or its value is not allowed."
+
+def lacking(error:ModuleNotFoundError) -> str:
+    "What isn't installed, and what brings it: the wheel alone gives the library, the command line and the API."
+    return f"{error.name} is not installed; pip install 'health-predict[pipeline,aws]' brings it, or, in the repository, make run"
 
 # %% ../nbs/library/00_settings.ipynb #5ae0ddc2
 class Section(BaseModel):

@@ -35,6 +35,19 @@ def test_a_folder_without_a_project_is_named(tmp_path):
         assert (done.returncode, list(tmp_path.iterdir())) == (2, []) and f"{tmp_path} has n" in done.stderr and "cd to the repository" in done.stderr, done
 
 
+def test_what_the_wheel_alone_lacks_is_named_with_what_brings_it(project):
+    for name in ("sqlalchemy", "nbconvert"): (project.folder / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name}', name={name!r})")
+    database = project.storage / "mlflow" / "mlflow.db"
+    database.parent.mkdir(parents=True)
+    database.write_bytes(b"")
+    brings = "is not installed; pip install 'health-predict[pipeline,aws]' brings it, or, in the repository, make run"
+    done = project.run("health-predict", "simulate")
+    assert (done.returncode, done.stderr) == (4, f"health-predict: nbconvert {brings}\n")
+    done = project.run("health-predict", "doctor", "--json")
+    assert done.returncode == 1 and [o["said"] for o in json.loads(done.stdout) if brings in o["said"]] == [
+        f"sqlite:///{database}: sqlalchemy {brings}"]
+
+
 def test_a_file_that_is_no_batchs_is_to_do(project):
     (project.storage / "incoming").mkdir(parents=True)
     for name in ("03.csv", "batch_4.csv", ".5.csv", "6.csv.part"): (project.storage / "incoming" / name).write_bytes(b"")
