@@ -52,7 +52,7 @@ def sniff(path:Path) -> list[str]: # Column names
     except UnicodeDecodeError: raise FileRefused(f"{path}, line 1 is not UTF-8; save the file as UTF-8") from None
     for o in (";", "\t"):
         if first.count(o)>first.count(","): raise FileRefused(f"{path}, line 1: columns are separated by {o!r}; save it as CSV with commas")
-    names = [o.strip().strip('"') for o in first.rstrip("\r").split(",")]
+    names = [o.strip().strip('"') for o in first.split(",")]
     check_header(path, names)
     return names
 

@@ -205,7 +205,7 @@ def test_a_person_is_named_with_the_machine_and_by_number_where_there_is_no_name
 def test_an_event_is_recorded_once_and_entries_are_chosen(tmp_path):
     tree = tree_at(tmp_path)
     first = record(tree, "decision", 0, {"a": 1})
-    assert set(first) == {"actor", "batch", "details", "event", "former", "hash", "kind", "seq", "time"}
+    assert set(first) == {"actor", "batch", "details", "event", "former", "hash", "kind", "seq", "time"} and len(first["event"]) == 32
     assert (first["seq"], first["actor"], first["kind"], first["batch"], first["details"], first["former"]) == (1, "pipeline", "decision", 0, {"a": 1}, START)
     assert abs(datetime.fromisoformat(first["time"]) - datetime.now(timezone.utc)) < timedelta(minutes=1)
     assert len(first["time"]) == len("2026-01-01T00:00:00.000+00:00")

@@ -74,6 +74,9 @@ def test_lines_of_wrong_length_do_not_shift_the_others(tmp_path, lines):
     (lambda l: l[:1], "has a header but no rows"),
     (lambda l: l[1:], "no known column; is the header line missing"),
     (lambda l: [o.replace(b",", b";") for o in l], "line 1: columns are separated by ';'; save it as CSV with commas"),
+    (lambda l: [o.replace(b",", b"\t") for o in l], "line 1: columns are separated by '\\t'; save it as CSV with commas"),
+    (lambda l: [l[0].replace(b"gender", b"gen;der"), *l[1:]], "missing 'gender'; unknown 'gen;der'"),
+    (lambda l: [b"hello\n"], "no known column; is the header line missing"),
     (lambda l: [l[0].replace(b"gender", b"sex"), *l[1:]], "missing 'gender'; unknown 'sex'"),
     (lambda l: [l[0].replace(b"race", b"gender"), *l[1:]], "column 'gender' stands twice"),
     (lambda l: [*l[:-1], l[-1][:40]], "line 201: the file ends in the middle of a row"),
@@ -150,6 +153,22 @@ def test_findings_are_told_line_by_line(tmp_path, lines):
     assert list(shown.row) == [lines[o - 1].decode().rstrip("\n") for o in found.line]
     write(tmp_path, [b"\xef\xbb\xbf", *lines])
     assert with_rows(found, path).row[0] == shown.row[0]
+
+
+def test_every_bad_value_of_a_row_is_told_in_the_order_of_the_columns(tmp_path, lines):
+    strict = [k for k, o in FIELDS.items() if o.kind in ("integer", "code", "closed", "label")]
+    lines[3] = changed(lines[3], **dict.fromkeys(strict, "bad"))
+    found = check_file(write(tmp_path, lines)).findings
+    assert len(strict) > 20 and list(found.column) == strict and set(found.line) == {4} and list(found.index) == list(range(len(strict)))
+
+
+def test_texts_stay_as_they_came_and_numbers_are_whole(tmp_path, lines):
+    """Codes look like numbers: 038 is not 38, and 250.00 is not 250."""
+    lines[1:] = [changed(o, diag_1="038", diag_2="250.00", payer_code="007") for o in lines[1:]]
+    lines[1] = changed(lines[1], age="old")
+    rows = check_file(write(tmp_path, lines)).rows
+    assert rows[["diag_1", "diag_2", "payer_code"]].drop_duplicates().to_numpy().tolist() == [["038", "250.00", "007"]]
+    assert {str(rows[k].dtype) for k, o in FIELDS.items() if o.kind in ("identifier", "integer", "code")} == {"int64"}
 
 
 def changed_id(line): return line.split(b",")[list(FIELDS).index("encounter_id")].decode()
@@ -242,7 +261,13 @@ def test_large_file_is_read_in_chunks(tmp_path, lines, monkeypatch):
     lines[150] = changed(lines[150], age="old")
     lines[160] = b"short\n"
     checked = check_file(write(tmp_path, lines, "8.csv"))
-    assert list(checked.findings.line) == [151, 161]
+    assert list(checked.findings.line) == [151, 161] and checked.rows_in == 200
+    many = [*lines[:100], *[b"short\n"] * 5000, *lines[100:]]    # several chunks of nothing else
+    checked = check_file(write(tmp_path, many, "9.csv"))
+    assert (checked.rows_in, checked.quarantined) == (5200, 5002) and list(checked.findings.line) == [*range(101, 5101), 5151, 5161]
+    path = write(tmp_path, [*lines[:100], changed(lines[100], diag_1="x" * 50_000)], "10.csv")    # one row of more than a chunk
+    with pytest.raises(FileRefused) as e: check_file(path)
+    assert str(e.value).startswith(f"{path}: ")
     assert list(checked.rows.encounter_id) == [e for i, e in enumerate(check_file(whole).rows.encounter_id) if i not in (149, 159)]
 
 
