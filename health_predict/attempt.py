@@ -117,7 +117,7 @@ def child(task:str) -> None:
     try:
         settings = load_settings()
         if mended := mend_champion(settings): say(event="mended", what=mended)
-        seconds = build(settings, given["batch"], given["force"], lambda stage: say(event="began", stage=stage))
+        seconds = build(settings, given["batch"], given["force"], lambda stage,event: say(event=event, stage=stage))
         keep_champion(Tree(settings))
         say(event="built", seconds=seconds)
     except Exception as e:
@@ -165,9 +165,11 @@ def follow(
     tell:Callable, # The journal, with the batch and the attempt
 )->Attempt:
     "Note what a child does until it ends, or its time is over."
-    stage, since, seconds, last, rule = None, time.monotonic(), {}, None, settings.run
+    stage, working, since, seconds, last, rule = None, False, time.monotonic(), {}, None, settings.run
     def closed(event:str) -> None:
-        if stage: seconds[stage] = round(time.monotonic()-since, 2); tell(event, stage=stage, seconds=seconds[stage])
+        nonlocal working
+        if working: seconds[stage] = round(time.monotonic()-since, 2); tell(event, stage=stage, seconds=seconds[stage])
+        working = False
     def left() -> float|None:
         limits = [ends-time.monotonic()]*bool(rule.limit)+[since+rule.stage_limit-time.monotonic()]*bool(rule.stage_limit and stage)
         return min(limits, default=None)
@@ -178,13 +180,17 @@ def follow(
             return Attempt(seconds, stage, f"time limit: {what} took more than the {getattr(rule, key):g} s of [run] {key}", "limit")
         if last["event"]=="began":
             closed("stage finished")
-            stage, since = last["stage"], time.monotonic()
+            stage, working, since = last["stage"], True, time.monotonic()
             tell("stage started", stage=stage)
+        elif last["event"]=="fell":    # Ploomber goes on with stages that don't need it
+            closed("stage failed")
         elif last["event"]=="mended": told_mended(settings, batch, last["what"], tell)
         else: break
-    closed("stage finished" if last and last["event"]=="built" else "stage failed")
-    if last and last["event"]=="built": return Attempt(last["seconds"] and {k: seconds.get(k, v) for k,v in last["seconds"].items()})
-    if last and last["event"]=="failed": return failure(settings, batch, seconds, stage, last)
+    how = last["event"] if last else ""
+    ended = failure(settings, batch, seconds, stage, last) if how=="failed" else Attempt(seconds, stage)
+    closed("stage failed" if how!="built" and ended.stage==stage else "stage finished")
+    if how=="built": return Attempt(last["seconds"] and {k: seconds.get(k, v) for k,v in last["seconds"].items()})
+    if how=="failed": return ended
     return Attempt(seconds, stage, "the build was killed"+(f" in {stage}" if stage else ""), "crash")
 
 # %% ../nbs/library/57_attempt.ipynb #fe721666

@@ -116,13 +116,14 @@ def check_end(folder:Path, head:Mapping, log:bytes) -> bytes: # The log, without
 
 def verify(
     tree:Tree,
-    known:str="", # A hash noted earlier and elsewhere, or its beginning: must still be in the chain
+    known:str|None=None, # A hash noted earlier and elsewhere, or its first 8 characters or more: must still be in the chain
 )->dict: # entries, head
     "Check the whole chain; raises `AuditError` that names the first changed, missing, moved or added line."
+    if known is not None and len(known)<8: raise AuditError(f"the known hash is {known!r}; give at least its first 8 characters")
     head, log = snapshot(tree.audit)
     done = check_end(tree.audit, head, log)
     if fault := first_fault(head, lines_of(done)): raise AuditError(f"{tree.audit/'log.jsonl'}: {fault}; compare it with a backup")
-    if known and not any(unsealed(o)["hash"].startswith(known.lower()) for o in lines_of(done)):
+    if known is not None and not any(unsealed(o)["hash"].startswith(known.lower()) for o in lines_of(done)):
         raise AuditError(f"no entry has the hash {known}: this chain is not the one that it was noted from, or was cut before it")
     return {"entries": head["seq"], "head": head["hash"]}
 

@@ -237,10 +237,11 @@ def schedule_show(as_json:Json=False):
     """Show when runs begin, and by what.
 
     Example: health-predict schedule show --json"""
-    from health_predict.schedule import installed
+    from health_predict.schedule import cron_runs, installed
     now = installed(load_settings())
     if as_json: typer.echo(json.dumps(vars(now)))
     else: typer.echo(f"runs begin at {now.schedule}, by {now.by}" if now.by else "nothing is installed: health-predict schedule install")
+    if now.by=="cron" and not cron_runs(): typer.echo("but no cron daemon runs: systemctl enable --now cron", err=True)
 
 # %% ../nbs/library/78_cli.ipynb #a5aa2b37
 @app.command()
@@ -324,7 +325,7 @@ def audited(settings:Settings, kind:str, now:dict, why:str) -> None:
     from health_predict.mirror import push
     from health_predict.storage import Tree
     details = {k: now[k] for k in ("version", "digest", "since")} | {"former": now.get("rolled_back") or next((o["version"] for o in now["former"]), None)}
-    record(Tree(settings), kind, now["batch"], {**details, "why": why}, actor=actor(), event=f"{kind} {now['version']} {now['since']}")
+    record(Tree(settings), kind, now["batch"], details|({"why": why} if why else {}), actor=actor(), event=f"{kind} {now['version']} {now['since']}")
     if Tree(settings).reports.is_dir():
         from health_predict.gallery import write_gallery
         write_gallery(settings)    # it says who answers now
@@ -342,12 +343,13 @@ def audit_show(batch:Annotated[int|None, typer.Option("--batch", "-b", min=0, he
     from health_predict.storage import Tree
     found = entries(Tree(here()), kind, batch, last)
     for o in map(canonical, found) if as_json else as_lines(found): typer.echo(o)
+    if not found: typer.echo("no entry is about that", err=True)
 
 @audit.command("verify")
-def audit_verify(known:Annotated[str, typer.Option("--known", help="A hash that you noted earlier, elsewhere: it must still be in the log.")]=""):
+def audit_verify(known:Annotated[str|None, typer.Option("--known", help="A hash that you noted earlier, elsewhere: it must still be in the log.")]=None):
     """Check that no line of the audit log was changed, taken out, moved or put in. Ends with 4 where one was, and names it.
 
-    Note the hash that it prints, away from this machine. Example: health-predict audit verify --known 3f0c9a"""
+    Note the hash that it prints, away from this machine. Example: health-predict audit verify --known 3f0c9a51"""
     from health_predict.audit import verify
     from health_predict.storage import Tree
     whole = verify(Tree(here()), known)
@@ -571,7 +573,8 @@ def monitor(since:Annotated[datetime|None, typer.Option(help="Requests from then
     found = judge_traffic(settings, *(o and o.replace(tzinfo=o.tzinfo or timezone.utc) for o in (since, until)))
     page = publish_traffic(settings, found)
     if alert := traffic_alert(found): send(settings, alert)
-    typer.echo(json.dumps(found, indent=1) if as_json else f"{found['encounters']:,} encounters since {found['since']}: {verdict(found)[0]}\n{page}")
+    if as_json: typer.echo(json.dumps(found, indent=1))
+    else: typer.echo(f"{found['encounters']:,} encounter{'s'*(found['encounters']!=1)} since {found['since']}: {verdict(found)[0]}\n{page}")
 
 # %% ../nbs/library/78_cli.ipynb #376e7d9e
 @app.command()

@@ -66,8 +66,10 @@ def look_at_storage(settings:Settings) -> Iterator[Finding]:
     "Folders, disk, memory."
     tree = Tree(settings)
     for name,path in (("storage", tree.root), ("runs", tree.runs)):
-        yield Finding(name, "ok" if writable(path) else "fault", str(path),
-            f"this user can't write there: change its owner, or set HEALTH_PREDICT_{name.upper()}")
+        named = f"HEALTH_PREDICT_{name.upper()}"
+        if writable(path) and not path.is_dir():
+            yield Finding(name, "note", f"{path} isn't there yet", f"the first run makes it; if it should be there, mount it, or correct {named}")
+        else: yield Finding(name, "ok" if writable(path) else "fault", str(path), f"this user can't write there: change its owner, or set {named}")
     free = shutil.disk_usage(next(o for o in (tree.root, *tree.root.parents) if o.exists())).free/1e9
     yield Finding("disk", "ok" if free>LEAST_DISK else "fault", f"{free:,.0f} GB free",
         f"a run needs {LEAST_DISK} GB: let go of old batches (health-predict report prune --help), or set HEALTH_PREDICT_STORAGE to a larger disk")

@@ -245,17 +245,18 @@ class BatchFailed(HealthPredictError):
     "A stage of a batch failed; its report tells how."
 
 def announced(task, watch:Callable):
-    "A task's work, told before it begins."
+    "A task's work, told when it begins, and where it fails."
     work = task.run
     def told():
-        watch(task.name)
-        work()
+        watch(task.name, "began")
+        try: work()
+        except BaseException: watch(task.name, "fell"); raise
     return told
 
 def build(
     settings:Settings, batch:int, # All of them; the batch
     force:bool=False, # Also run stages that nothing has changed for
-    watch:Callable|None=None, # Called with the name of each stage as it begins
+    watch:Callable|None=None, # Called with a stage's name and `began`, or `fell`
 )->dict[str, float]: # Seconds of each stage that ran
     "Run the pipeline on one batch; raises `BatchFailed` with the error that the report shows."
     from ploomber.exceptions import DAGBuildError, DAGRenderError

@@ -76,7 +76,7 @@ def decide(
         elif not breaker[0]: action, reasons = "watch", [*reasons, f"but {breaker[1]}"]
     expected = [t for t,o in performance.get("estimate", {}).items() if o["fall"]>rule.auroc_drop]
     reasons += [f"{TARGETS[t]}: by the predicted risks themselves an AUROC of {performance['estimate'][t]['auroc']:.3f} is to be expected on this batch, "
-                f"{performance['estimate'][t]['fall']:.3f} less than on the test patients; there is nothing to learn from it yet" for t in expected]
+                f"{performance['estimate'][t]['fall']:.3f} less than on the test patients; its own outcomes, to learn from, come later" for t in expected]
     off = [t for t,o in performance["targets"].items() if o["ece"]["value"]>rule.calibration_error]
     if off and rule.policy=="system":
         if action not in TRAININGS: action = "recalibrate"

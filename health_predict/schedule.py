@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PASSED_ON', 'WEEKDAYS', 'ScheduleError', 'script_text', 'write_script', 'asked', 'crontab', 'with_entry', 'entry_in',
            'calendar', 'user_units', 'name_of', 'systemctl', 'systemd_runs', 'units', 'Installed', 'installed',
-           'cron_runs', 'install', 'write_table', 'remove']
+           'cron_runs', 'install', 'write_table', 'take_out', 'remove']
 
 # %% ../nbs/library/59_schedule.ipynb #9fb34b2b
 import os, shlex, shutil, subprocess, sys
@@ -131,16 +131,16 @@ def cron_runs() -> bool:
 def install(settings:Settings, by:str="") -> Installed: # cron or systemd; default: systemd where it runs for this user and no cron does
     "Have runs begin as `[run] schedule` says; gives what is installed now."
     by = by or ("cron" if shutil.which("crontab") or not systemd_runs() else "systemd")
-    former = installed(settings)
-    if former.by and former.by!=by: remove(settings)
-    if by=="cron": write_table(with_entry(crontab(), write_script(settings), settings.run.schedule))
+    if by=="systemd" and not systemd_runs(): raise ScheduleError("systemd doesn't run for this user; say --by cron")
+    former, file = installed(settings), write_script(settings)
+    if by=="cron": write_table(with_entry(crontab(), file, settings.run.schedule))
     else:
-        if not systemd_runs(): raise ScheduleError("systemd doesn't run for this user; say --by cron")
-        made = units(write_script(settings), settings.run.schedule)
+        made = units(file, settings.run.schedule)
         for name,text in made.items():
             with atomic(user_units()/name) as f: f.write_text(text, encoding="utf-8")
         for words in (["daemon-reload"], ["enable", "--now", next(o for o in made if o.endswith(".timer"))]):
             if (done := systemctl(*words)).returncode: raise ScheduleError(f"systemctl --user {' '.join(words)}: {done.stderr.strip()}")
+    if former.by!=by: take_out(former.by, file)    # only now: a refusal leaves the former schedule as it was
     return installed(settings)
 
 # %% ../nbs/library/59_schedule.ipynb #6c46aff1
@@ -149,13 +149,17 @@ def write_table(table:str) -> None:
     done = asked("crontab", "-", text=table)
     if done.returncode: raise ScheduleError(f"crontab: {done.stderr.strip()}")
 
-def remove(settings:Settings) -> Installed: # What it was
-    "Have no runs begin by themselves."
-    former, file = installed(settings), Tree(settings).state/"scheduled.sh"
-    if former.by=="cron": write_table(with_entry(crontab(), file, ""))
-    if former.by=="systemd":
+def take_out(by:str, file:Path) -> None:
+    "Have cron or systemd begin the script no more."
+    if by=="cron": write_table(with_entry(crontab(), file, ""))
+    if by=="systemd":
         systemctl("disable", "--now", f"{name_of(file)}.timer")
         for o in ("timer", "service"): (user_units()/f"{name_of(file)}.{o}").unlink(missing_ok=True)
         systemctl("daemon-reload")
+
+def remove(settings:Settings) -> Installed: # What it was
+    "Have no runs begin by themselves."
+    former, file = installed(settings), Tree(settings).state/"scheduled.sh"
+    take_out(former.by, file)
     file.unlink(missing_ok=True)
     return former

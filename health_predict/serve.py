@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['OWN', 'ENCODE', 'MEMORY', 'ONE_THREAD', 'IDLE', 'JsonLines', 'logging_config', 'Log', 'died', 'leaves', 'Worker',
-           'options', 'Server', 'one_arena', 'serve']
+           'options', 'Server', 'one_arena', 'ServeError', 'can_listen', 'serve']
 
 # %% ../nbs/library/77_serve.ipynb #d6487a04
-import ctypes, importlib, logging, logging.config, os, shutil, tempfile, time
+import ctypes, importlib, logging, logging.config, os, shutil, socket, tempfile, time
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from gunicorn.workers.gthread import ThreadWorker
 
-from .settings import Settings
+from .settings import HealthPredictError, Settings
 
 # %% ../nbs/library/77_serve.ipynb #8f15b46f
 OWN = set(vars(logging.makeLogRecord({})))|{"message", "asctime", "taskName"}
@@ -94,8 +94,21 @@ def one_arena() -> None:
     "Have all threads take memory from one pool, where the C library has several (glibc): with a pool each, a process keeps the largest batch of every thread."
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None): mallopt(-8, 1)    # M_ARENA_MAX
 
+class ServeError(HealthPredictError):
+    "The server can't begin."
+
+def can_listen(host:str, port:int) -> None:
+    "Raise `ServeError` where the address is taken, or isn't this machine's."
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try: s.bind((host, port))
+        except OSError as e:
+            raise ServeError(f"{host}:{port} can't be listened on: {e.strerror or e}; end what runs there, or take another port "
+                             f"(health-predict serve --port {port+1}, make serve API_PORT={port+1})") from e
+
 def serve(settings:Settings) -> None:
-    "Serve until told to stop."
+    "Serve until told to stop; raises `ServeError`."
+    can_listen(settings.serving.host, settings.serving.port)
     one_arena()
     for k,v in ONE_THREAD.items(): os.environ.setdefault(k, v)
     own = None if os.environ.get("PROMETHEUS_MULTIPROC_DIR") else tempfile.mkdtemp(prefix="health-predict-metrics-")

@@ -66,7 +66,7 @@ def arrived(tree:Tree) -> list[int]: # Ascending
 def misnamed(tree:Tree) -> list[str]:
     "Tables in `incoming` that are no batch's, by their name."
     if not tree.incoming.is_dir(): return []
-    return sorted(o.name for o in tree.incoming.glob("[!.]*") if o.suffix in (".csv", ".parquet") and not BATCH.fullmatch(o.name))
+    return sorted(o.name for o in tree.incoming.glob("[!.]*") if o.suffix.lower() in (".csv", ".parquet") and not BATCH.fullmatch(o.name))
 
 def published(tree:Tree, kept:Mapping, batch:int) -> bool:
     "Whether a batch is done: by what is kept, or by its reports."

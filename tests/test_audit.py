@@ -219,7 +219,7 @@ def test_an_event_is_recorded_once_and_entries_are_chosen(tmp_path):
     assert seqs() == [1, 2, 3, 4, 5, 6, 7] and [o["former"] for o in entries(tree)][1:] == [o["hash"] for o in entries(tree)][:-1]
     assert seqs(kind="decision") == [1, 3, 4] and seqs(batch=0) == [1, 2, 4] and seqs(kind="decision", batch=0) == [1, 4] and others[2]["seq"] == 4
     assert seqs(last=2) == [6, 7] and seqs(last=0) == [] and seqs(last=99) == seqs() and seqs(kind="decision", last=1) == [4]
-    assert verify(tree, known=first["hash"].upper()) == verify(tree, known=first["hash"][:5]) == {"entries": 7, "head": entries(tree)[-1]["hash"]}
+    assert verify(tree, known=first["hash"].upper()) == verify(tree, known=first["hash"][:8]) == {"entries": 7, "head": entries(tree)[-1]["hash"]}
     log = tree.audit / "log.jsonl"
     log.write_bytes(log.read_bytes().replace(b'"decision"', b'"decisiom"', 1))
     assert seqs() == [2, 3, 4, 5, 6, 7]    # a changed line is left out

@@ -1,5 +1,7 @@
 """The command line: what it says, and the exit codes that scripts read."""
 import json
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +62,35 @@ def test_folders_of_env_yaml_and_settings_must_agree(project):
     settings.write_text(settings.read_text().replace("root = storage", "root = elsewhere"))
     done = project.run("ploomber", "build")
     assert done.returncode != 0 and "set HEALTH_PREDICT_STORAGE, which both read" in done.stdout + done.stderr
+
+
+def test_status_sees_what_is_damaged_and_what_is_not_there(built, tmp_path):
+    storage = tmp_path / "storage"
+    shutil.copytree(built.storage, storage)
+    def to_do(root: Path) -> tuple[int, str]:
+        done = built.run("health-predict", "status", "--json", HEALTH_PREDICT_STORAGE=str(root))
+        return done.returncode, " ".join(json.loads(done.stdout)["to_do"])
+    run = lambda: built.run("health-predict", "run", "--batch", "0", HEALTH_PREDICT_STORAGE=str(storage)).returncode
+    assert (run(), *to_do(storage)) == (0, 0, "")
+    assert to_do(tmp_path / "unmounted") == (1, f"{tmp_path / 'unmounted'} isn't there: health-predict run makes it and begins anew; if it should be there, "
+                                                "mount it, or correct HEALTH_PREDICT_STORAGE")
+    model = storage / "models" / json.loads((storage / "models" / "champion.json").read_text())["path"] / "any.onnx"
+    model.write_bytes(model.read_bytes() + b"x")
+    code, said = to_do(storage)
+    assert code == 1 and "any.onnx changed since the bundle was made" in said and "health-predict run --batch 0 puts it back" in said
+    (storage / "models" / "champion.json").unlink()
+    assert "champion.json is gone; health-predict run --batch 0 puts it back" in to_do(storage)[1]
+    assert (run(), *to_do(storage)) == (0, 0, "")
+    log = storage / "audit" / "log.jsonl"
+    log.write_bytes(log.read_bytes().replace(b'"pipeline"', b'"somebody"', 1))
+    code, said = to_do(storage)
+    assert code == 1 and "the audit log: " in said and "(health-predict doctor)" in said
+
+
+def test_a_port_that_is_taken_is_named_with_another(project):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        port = s.getsockname()[1]
+        done = project.run("health-predict", "serve", "--host", "127.0.0.1", "--port", str(port))
+    assert done.returncode == 4 and f"127.0.0.1:{port} can't be listened on: Address already in use" in done.stderr and f"--port {port + 1}" in done.stderr

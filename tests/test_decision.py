@@ -233,7 +233,7 @@ def test_an_estimated_fall_is_told_and_not_acted_upon():
     found = act(performance=poor(nextafter(.03, 1)))
     assert (found["action"], found["tell"]) == ("record", "urgent")
     assert found["reasons"][1:] == ["readmitted within 30 days: by the predicted risks themselves an AUROC of 0.613 is to be expected on this batch, "
-        "0.030 less than on the test patients; there is nothing to learn from it yet"]
+        "0.030 less than on the test patients; its own outcomes, to learn from, come later"]
     assert act(performance=poor(.03))["tell"] is None and act("major", performance=poor(.03))["tell"] == "warning"
 
 

@@ -3,9 +3,11 @@ import re
 import shutil
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
-from health_predict.guide import sources, write_guide
+from health_predict.guide import read, sources, write_guide
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,9 +22,11 @@ def guide(tmp_path_factory):
 def test_every_page_is_there_and_every_link_leads_to_one(guide):
     pages = {p.name: p.read_text(encoding="utf-8") for p in guide.iterdir()}
     assert set(pages) == {f"{name}.html" for name in sources(ROOT)}
+    assert len(pages) == 2 + sum(len(list((ROOT / o).glob(kind))) for o, kind in (("docs", "*.md"), ("nbs/library", "*.ipynb"), ("nbs/pipeline", "*.ipynb")))
     for name, page in pages.items():
         leads = re.findall(r'<a[^>]* href="([^"]+)"', page)
         assert leads and not [o for o in leads if ":" not in o and not o.startswith("#") and o.partition("#")[0] not in pages], name
+        for other, part in re.findall(r'href="(\w*(?:\.html)?)#([^"]+)"', page): assert f'id="{part}"' in pages[other or name], (name, other, part)
         assert not re.search(r'<(script|link|iframe)|<img[^>]* src="(?!data:)', page), name
 
 
@@ -34,6 +38,15 @@ def test_every_page_can_be_reached_from_the_first(guide):
     assert seen == {p.name for p in guide.iterdir()}
 
 
+def test_a_notebook_is_run_without_the_cell_that_writes_the_library(tmp_path):
+    """A batch may run meanwhile, and read it."""
+    nb = new_notebook(cells=[new_code_cell("6*7"), new_code_cell("raise SystemError  # nbdev_export()")])
+    (tmp_path / "library").mkdir()
+    nbformat.write(nb, tmp_path / "library" / "00_x.ipynb")
+    cell, = read(tmp_path / "library" / "00_x.ipynb", run=True).cells
+    assert cell.outputs[0].data["text/plain"] == "42"
+
+
 def test_the_api_shows_it(serve, models, guide):
     storage = models("guided")
     server = serve(storage)
@@ -43,7 +56,7 @@ def test_the_api_shows_it(serve, models, guide):
     shutil.copytree(guide, storage / "guide")
     assert 'href="/docs/guide/"' in server.get("/docs").text
     assert "<h1" in server.get("/docs/guide/").text
-    assert "May the challenger take over?" in server.get("/docs/guide/gate.html").text
+    assert "May the challenger take over?" in server.get("/docs/guide/23_gate.html").text
     for name in ("..%2fmodels%2fchampion.json", "nothing", "%2e%2e"): assert server.get(f"/docs/guide/{name}").status_code == 404, name
 
 

@@ -47,6 +47,11 @@ def test_installing_twice_changes_nothing_and_other_lines_stay(project, own_cron
     assert "cron has 0 5 * * *, [run] schedule is 30 4 * * 1-5" in " ".join(status["to_do"])
     project.run("health-predict", "schedule", "install", **changed)
     assert table().count("scheduled.sh") == 2 and json.loads(project.run("health-predict", "schedule", "show", "--json").stdout)["schedule"] == "30 4 * * 1-5"
+    (few := project.folder / "few").mkdir()    # a machine without systemd
+    (few / "crontab").symlink_to(shutil.which("crontab"))
+    kept = table()
+    refused = project.run("health-predict", "schedule", "install", "--by", "systemd", PATH=str(few), **changed)
+    assert refused.returncode == 4 and "say --by cron" in refused.stderr and table() == kept and script.is_file()
     assert "removed: 30 4 * * 1-5 by cron" in project.run("health-predict", "schedule", "remove").stdout and table() == mine
     assert project.run("health-predict", "schedule", "install", HEALTH_PREDICT_RUN__SCHEDULE="0 25 * * *").returncode == 2
 
