@@ -13,6 +13,10 @@ import psutil
 import pytest
 from trivial import Trivial
 
+from health_predict.attempt import follow
+from health_predict.settings import load_settings
+from health_predict.storage import write_json
+
 
 class Listener(BaseHTTPRequestHandler):
     """A dead man's switch and a webhook in one: keeps what it is told."""
@@ -200,3 +204,19 @@ def test_gaps_late_batches_and_backfill(trivial, listener):
     assert "published already" in trivial.project.run("health-predict", "backfill", "0", "3").stdout
     assert trivial.project.run("health-predict", "backfill", "1", "1", "--force").returncode == 0 and trivial.diary[-1] == "1 publish true"
     assert trivial.project.run("health-predict", "backfill", "3", "1").returncode == 2
+
+
+def test_the_stage_that_fell_is_told_and_not_the_one_after_it(tmp_path):
+    """Ploomber goes on with stages that need nothing of the one that fell."""
+    settings = load_settings(storage={"root": str(tmp_path)})
+    write_json(tmp_path / "reports" / "0" / "summary.json", {"failed": "features", "error": "OSError: [Errno 28] No space left on device"})
+    ours, theirs = os.pipe()
+    failed = {"event": "failed", "module": "health_predict.pipeline", "name": "BatchFailed", "text": "batch 0 failed at features", "errors": []}
+    for event in ({"event": "began", "stage": "features"}, {"event": "fell", "stage": "features"}, {"event": "began", "stage": "drift"}, failed):
+        os.write(theirs, json.dumps(event).encode() + b"\n")
+    os.close(theirs)
+    told = []
+    found = follow(settings, 0, ours, time.monotonic() + 60, lambda event, stage, **_: told.append((event, stage)))
+    os.close(ours)
+    assert told == [("stage started", "features"), ("stage failed", "features"), ("stage started", "drift"), ("stage finished", "drift")]
+    assert (found.stage, found.kind, set(found.seconds)) == ("features", "site", {"features", "drift"})
