@@ -155,8 +155,9 @@ def test_first_fault_is_named_with_what_happened_to_it():
 
 @pytest.mark.parametrize("change, said", [
     (lambda h: h | {"seq": 9}, "entry 3 is missing: the end was cut off"),
-    (lambda h: h | {"size": h["size"] - 1}, "its end is not where"), (lambda h: h | {"size": h["size"] + 1}, "its end is not where"),
-    (lambda h: h | {"hash": START}, "line 2 was written anew"), (lambda h: h | {"next": "{}"}, "what it announces doesn't follow entry 2"),
+    (lambda h: h | {"size": h["size"] - 1}, "its end is not where {}/head.json has it"), (lambda h: h | {"size": h["size"] + 1}, "its end is not where"),
+    (lambda h: h | {"hash": START}, "line 2 was written anew"),
+    (lambda h: h | {"next": "{}"}, "{}/head.json was changed: what it announces doesn't follow entry 2"),
     (lambda h: h | {"next": chained(3)[0].decode()}, "what it announces doesn't follow entry 2"),
     (lambda h: h | {"next": chained(4, former=h["hash"])[0].decode()}, "what it announces doesn't follow entry 2"),
     (lambda h: h | {"more": 1}, "head.json was changed; restore it and log.jsonl from a backup"), (lambda h: [h], "head.json was changed"),
@@ -169,7 +170,7 @@ def test_a_changed_head_is_found_by_who_reads_and_who_writes(tmp_path, change, s
     write_head(tree.audit, change(head))
     for act in (lambda: verify(tree), lambda: record(tree, "decision", 2, {})):
         with pytest.raises(AuditError) as e: act()
-        assert said in str(e.value)
+        assert said.format(tree.audit) in str(e.value)
     write_head(tree.audit, head)
     (tree.audit / "head.json").write_text(json.dumps(head))    # the same in another spelling
     with pytest.raises(AuditError, match=r"head\.json was changed"): verify(tree)
@@ -189,7 +190,7 @@ def test_what_is_announced_and_half_written_is_read_over(tmp_path):
         assert verify(tree) == {"entries": 2, "head": head["hash"]}
     for strange in (b"x", line + b"\n\n", line[1:]):
         (tree.audit / "log.jsonl").write_bytes(log + strange)
-        with pytest.raises(AuditError, match=r"; keep it as evidence, then restore the folder from a backup, or move it away to begin a new chain$"):
+        with pytest.raises(AuditError, match=r"log\.jsonl: .*; keep it as evidence, then restore the folder .* to begin a new chain$"):
             verify(tree)
     assert lines_of(b"a\nb\n") == lines_of(b"a\nb") == [b"a", b"b"] and lines_of(b"") == []
 
