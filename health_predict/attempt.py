@@ -187,7 +187,8 @@ def follow(
         elif last["event"]=="mended": told_mended(settings, batch, last["what"], tell)
         else: break
     how = last["event"] if last else ""
-    ended = failure(settings, batch, seconds, stage, last) if how=="failed" else Attempt(seconds, stage)
+    try: ended = failure(settings, batch, seconds, stage, last) if how=="failed" else Attempt(seconds, stage)
+    except HealthPredictError: closed("stage failed"); raise    # the reports can't be read
     closed("stage failed" if how!="built" and ended.stage==stage else "stage finished")
     if how=="built": return Attempt(last["seconds"] and {k: seconds.get(k, v) for k,v in last["seconds"].items()})
     if how=="failed": return ended
