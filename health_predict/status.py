@@ -121,7 +121,7 @@ def screen(found:Mapping) -> Iterator[str]:
     for b in reversed(found["batches"]):
         if "fault" in b: yield b["fault"]; continue
         late, promoted = " late" if b["late"] else "", ", promoted" if b["promoted"] else ""
-        made = f"{b['severity'] or 'first model'}, {ACTION_NAMES[b['action']]}{promoted}" if b["action"] else ""
+        made = f"{b['severity']+', ' if b['severity'] else ''}{ACTION_NAMES[b['action']]}{promoted}" if b["action"] else ""
         said = {"published": made, "stopped": "half-way; the next run goes on there"}.get(b["state"], f"at {b['stage']}" if b["stage"] else "")
         took = f"{b['seconds']:7.1f} s" if b["seconds"] else ""
         yield f"batch {b['batch']:<4} {b['state']+late:14} {took:9}  {said}".rstrip()
