@@ -157,6 +157,8 @@ def test_the_verdict_names_each_failure(people):
     assert bold["reasons"][0].startswith("readmitted within 30 days: calibration error +0.")
     assert asked(champion*.9+.05*z, seed=8) != asked(champion*.9+.05*z) == asked(champion*.9+.05*z)    # drawn from the seed, and from nothing else
     assert asked(champion*.9+.05*z) == judge(frame, *({t: o for t in ("any", "30d")} for o in (y, champion)), {"any": champion, "30d": champion*.9+.05*z}, RULE)
+    none_small = judge(frame.assign(gender="F"), {"any": y}, {"any": champion}, {"any": champion}, RULE)
+    assert none_small["reasons"] == ["it ranks no worse, its probabilities are no worse, and no group is worse off"] and none_small["unjudged"] == {"any": {}}
 
 
 class Told:
