@@ -51,6 +51,7 @@ def in_charge(tree:Tree) -> dict|None: # As `champion`
     elif (tree.state/"champion.json").is_file(): raise StorageError(f"{tree.models/'champion.json'} is gone")
     return now
 
+# %% ../nbs/library/62_status.ipynb #02ce66c1
 def status(settings:Settings) -> dict: # JSON: at, holder, batches, waiting, aside, next, champion, audit, breaker, schedule, alerts, to_do
     "How things stand."
     tree, kept = Tree(settings), read_kept(Tree(settings))
