@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from .bundle import Bundle
 from .cohort import TARGETS
-from .evaluate import DIGITS, METRICS
+from .evaluate import DIGITS, METRICS, group_name
 from .report import estimate
 
 # %% ../nbs/library/22_card.ipynb #5062b952
@@ -37,7 +37,8 @@ def measures_table(evaluation:Mapping) -> str:
 
 def groups_table(groups) -> str:
     "AUROC and rates of each group as a Markdown table."
-    rows = "\n".join(f"| {o['attribute']} | {o['group']} | {o['n']:,} | {o['rate']:.3f} | {o['predicted']:.3f} | {estimate(o['auroc'])} |" for o in groups)
+    rows = "\n".join(f"| {o['attribute']} | {group_name(o['attribute'], o['group'])} | {o['n']:,} | {o['rate']:.3f} | {o['predicted']:.3f} | "
+        f"{estimate(o['auroc'])} |" for o in groups)
     return f"| | group | encounters | observed | predicted | AUROC |\n|---|---|---|---|---|---|\n{rows}\n"
 
 # %% ../nbs/library/22_card.ipynb #49acb64f

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'DIGITS', 'BINS', 'LEAST', 'AT_ONCE', 'GROUPS', 'SCORED', 'EvaluationError', 'ranking', 'bins_of',
            'calibration_error', 'measures', 'patient_weights', 'number', 'interval', 'resampled', 'once',
-           'with_interval', 'evaluate', 'reliability', 'net_benefit', 'baselines', 'evaluate_groups']
+           'with_interval', 'evaluate', 'reliability', 'net_benefit', 'baselines', 'group_name', 'evaluate_groups']
 
 # %% ../nbs/library/11_evaluate.ipynb #dda1a887
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from .fields import FIELDS, say
 from .settings import HealthPredictError
 
 # %% ../nbs/library/11_evaluate.ipynb #ad62e515
@@ -161,6 +162,10 @@ def baselines(
 # %% ../nbs/library/11_evaluate.ipynb #b2705e16
 GROUPS = ("race", "gender", "age")
 SCORED = ("auroc", "recall", "alerts")    # told for each group
+
+def group_name(attribute:str, level:str) -> str:
+    "A group's value in words."
+    return say(FIELDS[attribute], level) if attribute in FIELDS else level
 
 def evaluate_groups(
     frame:pd.DataFrame, # The encounters, with a column for each attribute

@@ -16,7 +16,7 @@ import pandas as pd
 
 from .bundle import Bundle
 from .cohort import TARGETS, outcome
-from .evaluate import GROUPS, calibration_error, interval, number, patient_weights, ranking
+from .evaluate import GROUPS, calibration_error, group_name, interval, number, patient_weights, ranking
 from .fields import LABEL
 from .settings import GateSettings
 
@@ -77,7 +77,7 @@ def by_size(
 )->tuple[dict[str, np.ndarray], dict[str, int]]: # {group: its encounters (rows,)} of those large enough; {group: how many} of those too small
     "The groups that can be judged, and those that can't."
     columns = {a: people[a].fillna("not known").to_numpy() for a in GROUPS}
-    named = {f"{a} {level}": levels==level for a,levels in columns.items() for level in sorted(set(levels))}
+    named = {f"{a} {group_name(a, level)}": levels==level for a,levels in columns.items() for level in sorted(set(levels))}
     large = {k: o for k,o in named.items() if min(y[o].sum(), (1-y[o]).sum())>=least}
     return large, {k: int(o.sum()) for k,o in named.items() if k not in large}
 

@@ -61,8 +61,12 @@ def read(
         from nbclient.exceptions import CellExecutionError
         nb.cells = [c for c in nb.cells if not re.search(r"nbdev_export\(", c.source)]    # it would write the library under whatever runs
         at = {"metadata": {"path": str(source.parent)}}
-        try: NotebookClient(nb, timeout=600, kernel_name="python3", resources=at).execute()
+        client = NotebookClient(nb, timeout=600, kernel_name="python3", resources=at)
+        try: client.execute()
         except CellExecutionError as e: raise GuideError(f"{source} doesn't run: {e.ename}: {e.evalue}; look at it with: jupyter lab {source}") from e
+        except AssertionError:
+            if client.km is None: raise KeyboardInterrupt from None    # at SIGINT nbclient ends the kernel and then asks for it
+            raise
     return shown(nb)
 
 def shown(nb):

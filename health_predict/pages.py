@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'EXAMPLES', 'LEVELS', 'pages', 'log', 'NAME', 'KINDS', 'choices', 'known', 'asked', 'form', 'percent',
-           'sentence', 'style', 'page', 'estimate', 'status', 'card', 'home_page', 'home', 'predict', 'docs',
-           'published', 'report_page', 'from_remote', 'gallery', 'report', 'guide']
+           'sentence', 'style', 'page', 'others', 'not_there', 'estimate', 'status', 'card', 'home_page', 'home',
+           'predict', 'docs', 'published', 'report_page', 'from_remote', 'gallery', 'report', 'guide']
 
 # %% ../nbs/library/75_pages.ipynb #c656d2a0
 import json, logging, re
@@ -24,7 +24,7 @@ from .explain import explain, reasons_for, signed
 from .fields import EXCLUDED_DISPOSITIONS, FIELDS, INPUTS, TARGETS, Rule, expected, say
 from .openapi import EXAMPLE, USE, document
 from .request import RequestRefused, check, refused
-from .service import service
+from .service import fail, service
 from .settings import HealthPredictError
 from .storage import Tree
 
@@ -87,6 +87,18 @@ def page(name:str, status:int=200, **facts) -> Response:
     "A rendered page."
     return Response(render_template(name, style=style(), version=__version__, use=USE, **facts), status, mimetype="text/html")
 
+@pages.app_context_processor
+def others() -> dict:
+    "Which pages there are besides, for the links on top."
+    tree = Tree(service().settings)
+    return {"live": (tree.reports/"live.html").is_file(), "guide": (tree.root/"guide"/"index.html").is_file()}
+
+@pages.app_errorhandler(404)
+def not_there(error:NotFound) -> Response:
+    "For a browser a page with the way back; for programs JSON, as `fail` has it."
+    wanted = request.accept_mimetypes
+    return page("not_there.html", 404) if wanted["text/html"]>wanted["application/json"] else fail(error)
+
 def estimate(found:Mapping|None) -> str:
     "A measure with its interval."
     return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})" if found else "not known"
@@ -143,8 +155,7 @@ def docs():
     encounter = api["components"]["schemas"]["Encounter"]
     operations = [(method.upper(), path, o) for path,item in api["paths"].items() for method,o in item.items()]
     fields = [(FIELDS[k], expected(FIELDS[k]), k in encounter["required"]) for k in encounter["properties"]]
-    guide = (Tree(service().settings).root/"guide"/"index.html").is_file()
-    return page("docs.html", operations=operations, fields=fields, example=json.dumps(EXAMPLE), url=request.host_url.rstrip("/"), guide=guide)
+    return page("docs.html", operations=operations, fields=fields, example=json.dumps(EXAMPLE), url=request.host_url.rstrip("/"))
 
 # %% ../nbs/library/75_pages.ipynb #7bc883fe
 log = logging.getLogger("health_predict")
@@ -187,8 +198,7 @@ def gallery():
     "The gallery of all batches."
     try: answer = published("index.html")
     except NotFound: return page("empty.html", 404)
-    live = (Tree(service().settings).reports/"live.html").is_file()
-    answer.data = answer.data.replace(b"<main>", b"<main>\n"+render_template("navigation.html", live=live).encode(), 1)    # the file links nothing but files
+    answer.data = answer.data.replace(b"<main>", b"<main>\n"+render_template("navigation.html").encode(), 1)    # the file links nothing but files
     return answer
 
 @pages.get("/reports/<int:batch>/<name>")

@@ -62,11 +62,11 @@ def write_parquet(path:Path, frame) -> None:
     "Write a data frame as Parquet, atomically."
     with atomic(path) as f: frame.to_parquet(f, index=False)
 
-def read_json(path:Path) -> Any:
+def read_json(path:Path, remedy:str="delete it and run the stage that writes it again") -> Any: # What to do where it is damaged
     "The JSON in a file; raises `StorageError` where there is none."
     try: return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError: raise StorageError(f"{path} is missing; run the stage that writes it") from None
-    except ValueError as e: raise StorageError(f"{path} is not JSON ({e}); delete it and run the stage that writes it again") from None
+    except ValueError as e: raise StorageError(f"{path} is not JSON ({e}); {remedy}") from None
 
 # %% ../nbs/library/02_storage.ipynb #e6d1c4e4
 @contextmanager
@@ -118,7 +118,7 @@ def champion(
     "The champion of now, or of before a batch."
     file = tree.models/"champion.json"
     if not file.is_file(): return None
-    now = read_json(file)
+    now = read_json(file, "the next `health-predict run` puts it back")
     line = [{k: v for k,v in now.items() if k!="former"}, *now["former"]]
     return next((o for o in line if before is None or o["batch"]<before), None)
 

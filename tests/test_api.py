@@ -125,6 +125,11 @@ def test_other_errors_have_the_same_body(server, encounter):
     assert faults(server.post("/predict", data=b"x" * 70_000, headers={"Content-Type": "application/json"}), 413)
     assert faults(server.post("/predict", data=iter([b"x" * 40_000] * 2), headers={"Content-Type": "application/json"}), 413)    # chunked: no length given
     assert faults(server.get("/predict"), 405) and faults(server.get("/nowhere"), 404)
+    browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    for path in ("/nowhere", "/reports/99/drift.html", "/reports/none"):
+        answer = server.get(path, headers=browser)
+        assert answer.status_code == 404 and answer.headers["Content-Type"].startswith("text/html") and f"<code>{path}</code>" in answer.text
+        assert server.get(path).json()["detail"][0]["loc"] == ["path"]
     assert requests.put(server.url + "/predict", timeout=9).headers["Allow"]
 
 

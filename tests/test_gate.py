@@ -83,7 +83,7 @@ def test_groups_with_enough_of_both_outcomes_are_judged(people):
     frame, y, _, champion = people
     W = gate.patient_weights(frame.patient_nbr.to_numpy(), 200, 7)
     found = group_checks("any", large(frame, y), y, champion, champion, W, RULE)
-    assert [o.words for o in found] == [f"{o}: AUROC +0.000 (+0.000 to +0.000)" for o in ("race A", "race not known", "gender F", "gender M", "age [70-80)")]
+    assert [o.words for o in found] == [f"{o}: AUROC +0.000 (+0.000 to +0.000)" for o in ("race A", "race not known", "gender F", "gender M", "age 70 to 80")]
     assert all(o == Check("any", "group", True, o.words, 0., 0., 0.) for o in found)
     y = y.copy(); y[0:31] = [1]*20+[0]*11
     assert len(group_checks("any", large(frame, y), y, champion, champion, W, RULE)) == 5    # 20 events, 10 others

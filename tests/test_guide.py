@@ -1,6 +1,11 @@
 """The guide: every page is there, every link leads somewhere, nothing comes from elsewhere, and the API shows it."""
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -47,6 +52,25 @@ def test_a_notebook_is_run_without_the_cell_that_writes_the_library(tmp_path):
     assert cell.outputs[0].data["text/plain"] == "42"
 
 
+def test_the_keyboard_ends_it_and_nothing_is_left(tmp_path):
+    """Ctrl-C reaches the kernel, too; the former guide stays."""
+    for o in ("explore", "library"): (tmp_path / "nbs" / o).mkdir(parents=True)
+    for o in ("README.md", "settings.ini", "pipeline.yaml"): (tmp_path / o).write_text("")
+    (tmp_path / "storage" / "guide").mkdir(parents=True)
+    nb = new_notebook(cells=[new_code_cell("import time\nopen('begun', 'w')\ntime.sleep(60)")])
+    nbformat.write(nb, tmp_path / "nbs" / "library" / "00_x.ipynb")
+    nbformat.write(new_notebook(), tmp_path / "nbs" / "explore" / "data_set.ipynb")
+    command = [Path(sys.executable).parent / "health-predict", "docs"]
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True) as run:
+        while not (tmp_path / "nbs" / "library" / "begun").exists():
+            assert run.poll() is None
+            time.sleep(.1)
+        os.killpg(run.pid, signal.SIGINT)
+        said = run.communicate(timeout=30)[1]
+    assert run.returncode == 130 and "AssertionError" not in said, said
+    assert [o.name for o in (tmp_path / "storage").iterdir()] == ["guide"]
+
+
 def test_the_api_shows_it(serve, models, guide):
     storage = models("guided")
     server = serve(storage)
@@ -54,7 +78,7 @@ def test_the_api_shows_it(serve, models, guide):
     missing = server.get("/docs/guide/")
     assert missing.status_code == 404 and "make docs" in missing.text and "/docs/guide/" not in server.get("/docs").text
     shutil.copytree(guide, storage / "guide")
-    assert 'href="/docs/guide/"' in server.get("/docs").text
+    for page in ("/docs", "/", "/nowhere"): assert 'href="/docs/guide/"' in server.get(page, headers={"Accept": "text/html"}).text, page
     assert "<h1" in server.get("/docs/guide/").text
     assert "May the challenger take over?" in server.get("/docs/guide/23_gate.html").text
     for name in ("..%2fmodels%2fchampion.json", "nothing", "%2e%2e"): assert server.get(f"/docs/guide/{name}").status_code == 404, name
