@@ -46,6 +46,7 @@ serve: $(VENV)/.ready  ## The API, its pages and the reports, on port 8000 (API_
 
 lab: $(VENV)/.ready  ## JupyterLab on the notebooks, with nbdev's git hooks set
 	@$(BIN)/nbdev-install-hooks
+	@sed -i.bak 's#= nbdev-#= "$(CURDIR)/$(BIN)"/nbdev-#' .gitconfig && rm .gitconfig.bak    # git finds them also in a shell without the environment
 	@$(BIN)/health-predict data split --batch 0
 	$(BIN)/jupyter lab --config=.jupyter/jupyter_server_config.py
 
@@ -68,10 +69,11 @@ lock: $(VENV)/.ready  ## Resolve the dependencies anew
 check: $(VENV)/.ready  ## Library and notebooks in step and clean, layers kept
 	@$(BIN)/nbdev-export
 	@$(BIN)/nbdev-clean
+	@$(BIN)/nbdev-clean --clear-all --fname nbs/library
 	@$(BIN)/ruff check
 	@$(BIN)/ruff check --isolated --select F --exclude _modidx.py health_predict    # all names are there; what only an example needs, its hidden cell imports
 	@$(BIN)/lint-imports --no-logo --no-cache
-	@git diff --exit-code --stat -- nbs health_predict
+	@git diff --exit-code --stat -- nbs health_predict || { echo "make check: these files, exported and cleaned just now, differ from what git add or git commit has; look at them and git add them" >&2; exit 1; }
 
 # Half an hour and more, so no part of CI, nor of the environment: mutmut brings setproctitle, with which gunicorn renames its processes. `mutmut show NAME` shows what survived.
 DECIDES := gate.* respond.* schema.* audit.* breaker.* $(foreach o,severity verdict thresholds effects overall benjamini_hochberg,drift.x_$(o)__*) \

@@ -9,13 +9,13 @@ from ploomber.sources.notebooksource import _cleanup_rendered_nb
 
 
 class Notebooks(derive_class(LargeFileManager)):   # Ploomber needs a synchronous base, Jupyter's default is asynchronous: every open fails
-    "Saves notebooks as nbdev cleans them, those of the pipeline also without injected cell and outputs."
+    "Saves notebooks as nbdev cleans them, those of the repository without outputs, those of the pipeline without injected cell."
     def save(self, model, path=""):
         nb = model.get("content")
         if model["type"]=="notebook" and nb and nb["nbformat"]==4:
             _cleanup_rendered_nb(nb, print_=False)   # here too: Ploomber itself doesn't while pipeline.yaml is broken
             clean_nb(nb, allowed_cell_metadata_keys=nbdev_config().allowed_cell_metadata_keys)
-            if path.strip("/").startswith("nbs/pipeline/"):
+            if path.strip("/").startswith("nbs/"):
                 for cell in nb["cells"]:
                     if cell["cell_type"]=="code": cell["outputs"] = []
         return super().save(model, path)

@@ -65,7 +65,8 @@ def request_id(sent:str|None) -> str:
 def replaced(sent:str|None) -> list[str]:
     "A warning where the client's own id could not be kept."
     if not sent or PLAIN_ID.fullmatch(sent): return []
-    return [f"X-Request-ID: {sent[:40]!r} is not 1 to 64 letters, digits and _ . : - alone; this answer's request_id stands in its place"]
+    shown = repr(sent[:40])+("…" if len(sent)>40 else "")
+    return [f"X-Request-ID: {shown} is not 1 to 64 letters, digits and _ . : - alone; this answer's request_id stands in its place"]
 
 PAGE_POLICY = ("default-src 'none'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'")

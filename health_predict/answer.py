@@ -15,6 +15,7 @@ import numpy as np
 from .bundle import Bundle, onnx_log_odds
 from .calibrate import CLIP, calibrated
 from .compiled import Compiled, rows
+from .fields import DIAGNOSES
 from .storage import read_json
 
 # %% ../nbs/library/66_answer.ipynb #41a22d2a
@@ -33,7 +34,8 @@ def calibrated_one(p:float, calibration:Mapping) -> float:
 
 def unseen_warning(name:str, value) -> str:
     "The warning for a value of an open field that training hardly ever saw."
-    return f"{name}: {value!r} was rarely or never seen in training; it counts as an unknown value"
+    expected = " (codes are ICD-9-CM, such as 250.02)" if name in DIAGNOSES else ""
+    return f"{name}: {value!r} was rarely or never seen in training; it counts as an unknown value{expected}"
 
 # %% ../nbs/library/66_answer.ipynb #ee7e0e15
 @dataclass(frozen=True)

@@ -133,6 +133,7 @@ def short_way(application:Callable, it:Service) -> Callable:
         if not is_plain(it, environ): return application(environ, start_response)
         sent, model, asked = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])), it.live.model, request_id(environ.get("HTTP_X_REQUEST_ID"))
         try:
+            if len(sent)<int(environ["CONTENT_LENGTH"]): raise EOFError
             record, warnings = check(decode(sent))
             answer, unseen = model.predict(record)
             said = ENCODE({**answer, "request_id": asked, "warnings": [*warnings, *unseen, *replaced(environ.get("HTTP_X_REQUEST_ID"))]})

@@ -67,13 +67,17 @@ def decide(
     severity, reasons = how_severe(found, performance, former)
     action = {"system": ACTIONS[severity], "always": "retrain", "never": "record"}[rule.policy] if severity else "train"
     if rule.policy!="system" and severity: reasons.append(f"[respond] policy = {rule.policy}")
-    if rule.force_retrain and action not in TRAININGS: action, reasons = "retrain", [*reasons, "a training is forced ([respond] force_retrain)"]
-    if action in ("retrain", "search") and not rule.force_retrain and rule.policy=="system":
+    against = ""
+    if action in ("retrain", "search") and rule.policy=="system":
         if new["share"]<rule.min_news:
-            action = "watch"
-            reasons.append(f"but outcomes of only {new['share']:.0%} as many encounters as the champion learnt from have come in since; "
-                           f"a training pays from {rule.min_news:.0%} on")
-        elif not breaker[0]: action, reasons = "watch", [*reasons, f"but {breaker[1]}"]
+            against = (f"but outcomes of only {new['share']:.0%} as many encounters as the champion learnt from have come in since; "
+                f"a training pays from {rule.min_news:.0%} on")
+        elif not breaker[0]: against = f"but {breaker[1]}"
+    if against: reasons.append(against)
+    if rule.force_retrain and (against or action not in TRAININGS):
+        reasons.append("a training is forced ([respond] force_retrain)")
+        if action not in TRAININGS: action = "retrain"
+    elif against: action = "watch"
     expected = [t for t,o in performance.get("estimate", {}).items() if o["fall"]>rule.auroc_drop]
     reasons += [f"{TARGETS[t]}: by the predicted risks themselves an AUROC of {performance['estimate'][t]['auroc']:.3f} is to be expected on this batch, "
                 f"{performance['estimate'][t]['fall']:.3f} less than on the test patients; its own outcomes, to learn from, come later" for t in expected]

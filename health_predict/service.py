@@ -111,6 +111,7 @@ def admit() -> Response|None:
     g.request_id, g.replaced = request_id(sent), replaced(sent)
     it = service()
     request.max_content_length = it.settings.serving.max_body
+    if request.content_length is not None: request.environ.pop("wsgi.input_terminated", None)    # so werkzeug counts, and a cut-off body is a 400
     client = request.remote_addr or ""
     if it.settings.serving.keys and (request.endpoint, "GET" if request.method=="HEAD" else request.method) in GUARDED:
         client = owner(it.settings.serving.keys, key := sent_key(request.headers))
@@ -147,7 +148,8 @@ def fail(error:Exception) -> Response:
     if isinstance(error, RequestRefused): return problem(error.status, error.detail)
     if isinstance(error, HTTPException):
         said = HTTP_SAYS.get(error.code, error.name).format(path=request.path[:100], method=request.method, limit=request.max_content_length)
-        answer = problem(error.code or 500, [{"loc": ["path"], "msg": said, "type": error.name.lower().replace(" ", "_")}])
+        where = "body" if error.code in (400, 413) else "path"
+        answer = problem(error.code or 500, [{"loc": [where], "msg": said, "type": error.name.lower().replace(" ", "_")}])
         answer.headers.extend([(k, v) for k,v in error.get_headers() if k.lower()!="content-type"])
         return answer
     log.error("request failed", exc_info=error, extra={"request_id": g.request_id, "endpoint": request.endpoint})
@@ -155,7 +157,8 @@ def fail(error:Exception) -> Response:
     if isinstance(error, HealthPredictError): return problem(503, [later])
     return problem(500, [{"loc": [], "msg": "an error of ours; the log has it under this request id", "type": "internal"}])
 
-HTTP_SAYS = {404: "there is no {path}; GET /docs lists what there is", 405: "{method} is not allowed for {path}", 413: "the body is larger than {limit} bytes"}
+HTTP_SAYS = {400: "the body ends before all of it is there; send it again", 404: "there is no {path}; GET /docs lists what there is",
+    405: "{method} is not allowed for {path}", 413: "the body is larger than {limit} bytes"}
 
 # %% ../nbs/library/71_service.ipynb #34d13f09
 def well_mannered(app:Flask, settings:Settings) -> Flask:

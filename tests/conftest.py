@@ -21,6 +21,7 @@ from health_predict.synthetic import write_cohort
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("health_predict", "nbs", ".jupyter", "pipeline.yaml", "env.yaml", "settings.ini", "pyproject.toml")
+for name in [o for o in os.environ if o.startswith("HEALTH_PREDICT_") or o in SHORT]: del os.environ[name]    # tests see the defaults, whatever the shell says
 NOWHERE = "http://127.0.0.1:9"    # a proxy that isn't there: no test can reach a network
 
 
@@ -54,12 +55,6 @@ def at_hand(variable: str, what: str) -> Path:
     return Path(named).resolve()
 
 
-@pytest.fixture(autouse=True)
-def no_settings_from_outside(monkeypatch):
-    """Tests see the defaults, whatever the shell says."""
-    for name in [o for o in os.environ if o.startswith("HEALTH_PREDICT_") or o in SHORT]: monkeypatch.delenv(name)
-
-
 @pytest.fixture(scope="session")
 def data_set():
     """The real data set."""
@@ -87,7 +82,7 @@ class Project:
             source = ROOT / part
             if source.is_dir(): shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
             else: shutil.copy(source, folder / part)
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("HEALTH_PREDICT_") and k not in (*SHORT, "PYTHONDONTWRITEBYTECODE")}
+        kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         self.environment = kept | {"PYTHONPATH": str(folder), "HTTPS_PROXY": NOWHERE, "HTTP_PROXY": NOWHERE,
             "NO_PROXY": "127.0.0.1,localhost"}
 

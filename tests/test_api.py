@@ -1,6 +1,7 @@
 """The API as its clients see it: real gunicorn, real model, real requests."""
 import gzip
 import json
+import socket
 import subprocess
 import sys
 
@@ -118,6 +119,30 @@ def test_death_and_hospice_are_not_predicted(server, encounter, disposition):
                          ids=lambda o: o[:12])
 def test_malformed_body(server, body):
     assert faults(server.post("/predict", data=body, headers={"Content-Type": "application/json"}))
+
+
+def cut(server, path: str, kind: str, sent: bytes, announced: str) -> bytes:
+    """A client whose body breaks off on its way: what it gets."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as line:
+        line.sendall(f"POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: {kind}\r\n{announced}\r\n\r\n".encode() + sent)
+        line.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: line.recv(65536), b""))
+
+
+@pytest.mark.parametrize("announced", ["Content-Length: 60000", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("path, kind", [("/predict", "application/json"), ("/explain", "application/json"), ("/outcomes", "application/json"),
+    ("/predict/batch", "application/json"), ("/predict/batch", "application/x-ndjson"), ("/predict/batch", "text/csv")])
+def test_a_body_that_breaks_off_is_no_whole_one(server, encounter, path, kind, announced):
+    """Also where what came could be read."""
+    one = json.dumps([{"request_id": "cut", "readmitted": "NO"}] if path == "/outcomes" else encounter).encode()
+    sent = {"text/csv": ",".join(encounter).encode() + b"\n" + ",".join(map(str, encounter.values())).encode() + b"\n", "application/x-ndjson": one + b"\n",
+        "application/json": b"[" + one + b"]" if path == "/predict/batch" else one}[kind]
+    if "chunked" in announced: sent = f"{len(sent):x}\r\n".encode() + sent + b"\r\n"
+    head, _, body = cut(server, path, kind, sent, announced).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 "), head
+    detail, = json.loads(body)["detail"]
+    assert detail["loc"] == ["body"] and "send it again" in detail["msg"]
 
 
 def test_other_errors_have_the_same_body(server, encounter):
