@@ -63,7 +63,7 @@ def test_sensitivity_scales_the_effect_sizes():
 
 def test_effects_are_multiples_of_their_thresholds():
     limits = thresholds(DRIFT)
-    assert effects({"ks": .05, "odds": 4., "psi": .2, "mean_reference": 7.}, limits) == pytest.approx({"ks": .5, "psi": 2., "odds": 2.})
+    assert effects({"ks": .05, "odds": 8., "psi": .2, "mean_reference": 7.}, limits) == pytest.approx({"ks": .5, "psi": 2., "odds": 3.})
 
 
 def test_a_field_is_flagged_where_it_is_both_significant_and_large():
