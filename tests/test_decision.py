@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from health_predict.breaker import Breaker, after, described, seen_from
-from health_predict.bundle import Bundle, seal
+from health_predict.bundle import Bundle, BundleError, seal
 from health_predict.cohort import TARGETS, can_return, outcome, side
 from health_predict.drift import MEASURES, benjamini_hochberg, effects, overall, severity, thresholds, verdict
 from health_predict.evaluate import evaluate
@@ -311,6 +311,23 @@ def test_what_a_window_left_out_is_not_new(storage, tmp_path):
     assert news(settings, 3) == {"batches": [0, 2], "share": 1400 / 600}
     learnt(batches=[])
     assert news(settings, 1) == {"batches": [0], "share": 1000.}
+
+
+def test_a_batch_that_runs_again_sees_the_champion_of_then_whole(storage, tmp_path):
+    """Not the one that came after it; and never a damaged one."""
+    shutil.copytree(storage.storage.root, tmp_path, dirs_exist_ok=True)
+    settings = load_settings(storage={"root": str(tmp_path)})
+    models, first = Tree(settings).models, read_json(Tree(settings).models / "champion.json")
+    shutil.copytree(models / "first", models / "second")
+    model = read_json(models / "second" / "model.json")
+    write_json(models / "second" / "model.json", model | {"training": model["training"] | {"batches": [0, 1], "known": [0, 1]}})
+    former = {k: v for k, v in first.items() if k != "former"}
+    write_json(models / "champion.json", first | {"version": 2, "path": "second", "digest": seal(models / "second"), "batch": 2, "former": [former]})
+    assert (news(settings, 2)["batches"], news(settings, 3)["batches"]) == ([1], [2])
+    assert hand_over_champion(settings, 2, tmp_path / "then").digest == first["digest"] != hand_over_champion(settings, 3, tmp_path / "now").digest
+    (models / "first" / "encoder.json").write_text((models / "first" / "encoder.json").read_text() + " ")
+    with pytest.raises(BundleError): news(settings, 2)
+    with pytest.raises(BundleError): hand_over_champion(settings, 2, tmp_path / "damaged")
 
 
 def test_without_a_training_the_champion_is_handed_on(storage, tmp_path):
