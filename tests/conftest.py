@@ -21,7 +21,6 @@ from health_predict.synthetic import write_cohort
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("health_predict", "nbs", ".jupyter", "pipeline.yaml", "env.yaml", "settings.ini", "pyproject.toml")
-for name in [o for o in os.environ if o.startswith("HEALTH_PREDICT_") or o in SHORT]: del os.environ[name]    # tests see the defaults, whatever the shell says
 NOWHERE = "http://127.0.0.1:9"    # a proxy that isn't there: no test can reach a network
 
 
@@ -55,6 +54,18 @@ def at_hand(variable: str, what: str) -> Path:
     return Path(named).resolve()
 
 
+def drop_settings() -> None:
+    """Tests see the defaults, whatever the shell or an earlier test says."""
+    for name in [o for o in os.environ if o.startswith("HEALTH_PREDICT_") or o in SHORT]: del os.environ[name]
+
+
+drop_settings()    # also fixtures that are made once for many tests
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(): drop_settings()
+
+
 @pytest.fixture(scope="session")
 def data_set():
     """The real data set."""
@@ -82,7 +93,7 @@ class Project:
             source = ROOT / part
             if source.is_dir(): shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
             else: shutil.copy(source, folder / part)
-        kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("HEALTH_PREDICT_") and k not in (*SHORT, "PYTHONDONTWRITEBYTECODE")}
         self.environment = kept | {"PYTHONPATH": str(folder), "HTTPS_PROXY": NOWHERE, "HTTP_PROXY": NOWHERE,
             "NO_PROXY": "127.0.0.1,localhost"}
 
