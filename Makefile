@@ -75,12 +75,15 @@ check: $(VENV)/.ready  ## Library and notebooks in step and clean, layers kept
 	@$(BIN)/lint-imports --no-logo --no-cache
 	@git diff --exit-code --stat -- nbs health_predict || { echo "make check: these files, exported and cleaned just now, differ from what git add or git commit has; look at them and git add them" >&2; exit 1; }
 
-# Half an hour and more, so no part of CI, nor of the environment: mutmut brings setproctitle, with which gunicorn renames its processes. `mutmut show NAME` shows what survived.
+# Half an hour and more, so no part of CI. In an environment of its own, without the package: what is imported there is the changed copy, and nothing else. `.venv/mutation/bin/mutmut show NAME` shows what survived.
+$(VENV)/mutation/bin/mutmut: $(VENV)/.ready
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(VENV)/mutation
+	VIRTUAL_ENV=$(CURDIR)/$(VENV)/mutation $(BIN)/uv pip sync --quiet --require-hashes --compile-bytecode requirements.lock
+	VIRTUAL_ENV=$(CURDIR)/$(VENV)/mutation $(BIN)/uv pip install --quiet mutmut==3.8.1
 DECIDES := gate.* respond.* schema.* audit.* breaker.* $(foreach o,severity verdict thresholds effects overall benjamini_hochberg,drift.x_$(o)__*) \
   $(foreach o,came_true fall,performance.x_$(o)__*)
-mutation: $(VENV)/.ready  ## Change the code that decides, bit by bit: some test must notice
-	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet mutmut==3.8.1
-	@$(BIN)/mutmut run $(foreach o,$(DECIDES),'health_predict.$(o)')
+mutation: $(VENV)/mutation/bin/mutmut  ## Change the code that decides, bit by bit: some test must notice
+	@$< run $(foreach o,$(DECIDES),'health_predict.$(o)')
 
 # What a user will install, installed: the wheel in an environment of its own answers, and names what it lacks; its extras can be had.
 release-check: $(VENV)/.ready  ## Build wheel and source archive, install the wheel afresh, ask it
