@@ -9,8 +9,8 @@ __all__ = ['USE', 'measures_table', 'groups_table', 'model_card']
 from collections.abc import Mapping
 
 from .bundle import Bundle
-from .cohort import TARGETS
 from .evaluate import DIGITS, METRICS, group_name
+from .fields import TARGETS
 from .report import estimate
 
 # %% ../nbs/library/22_card.ipynb #5062b952

@@ -16,8 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .cohort import TARGETS
-from .fields import DIAGNOSES, FIELDS, INPUTS, say
+from .fields import DIAGNOSES, FIELDS, INPUTS, TARGETS, say
 from .profile import GRID, Counts, Level, Profile, ordered
 from .settings import DriftSettings, HealthPredictError
 

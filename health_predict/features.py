@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['DROPPED', 'COUNTS', 'COMMON_DRUGS', 'USED_DRUGS', 'DOSE', 'PATIENT', 'LABORATORY', 'MEDICATION', 'DIAGNOSIS',
            'LEVELS', 'RATES', 'DEFINITION', 'FOLDS', 'Number', 'Points', 'Levels', 'Rate', 'one', 'flag', 'fields_of',
-           'log_odds', 'rate_table', 'level_table', 'merge_lookups', 'compile_encoder', 'fit_encoder', 'say_column',
-           'fit_encode']
+           'rate_table', 'level_table', 'merge_lookups', 'compile_encoder', 'fit_encoder', 'say_column', 'fit_encode']
 
 # %% ../nbs/library/10_features.ipynb #a1b5a069
 from collections import Counter
@@ -103,10 +102,9 @@ def fields_of(feature) -> tuple[str, ...]:
     return tuple(f for f,_ in feature.key) if isinstance(feature, Levels|Rate) else getattr(feature, "fields", ())
 
 # %% ../nbs/library/10_features.ipynb #9738a55c
-def log_odds(p): return np.log(p/(1-p))
-
 def rate_table(feature:Rate, codes:np.ndarray, levels:list[str], outcomes:Mapping[str, np.ndarray]) -> dict:
     "A lookup from each level to the smoothed log-odds of each target."
+    log_odds = lambda p: np.log(p/(1-p))    # smoothed and clipped below, so finite
     n, table, other = np.bincount(codes, minlength=len(levels)), {}, []
     for target,y in outcomes.items():
         overall = float(np.clip(np.mean(y), 1e-4, 1-1e-4))

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from .bundle import Bundle
-from .cohort import TARGETS, outcome
+from .cohort import outcome
 from .evaluate import GROUPS, calibration_error, group_name, interval, number, patient_weights, ranking
-from .fields import LABEL
+from .fields import LABEL, TARGETS
 from .settings import GateSettings
 
 # %% ../nbs/library/23_gate.ipynb #bb8831c1

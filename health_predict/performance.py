@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from .bundle import Bundle
-from .cohort import TARGETS, can_return, labelled_batches, labels, outcome, side
+from .cohort import can_return, labelled_batches, labels, outcome, side
 from .evaluate import LEAST, METRICS, evaluate, number, ranking
-from .fields import LABEL
+from .fields import LABEL, TARGETS
 from .report import SERIES, SOFT, Page, canvas, estimate, figure, table
 from .settings import RespondSettings, Settings
 from .stage import encounters

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .bundle import Bundle
-from .cohort import TARGETS, labelled_batches, outcome, side
-from .fields import LABEL
+from .cohort import labelled_batches, outcome, side
+from .fields import LABEL, TARGETS
 from .monitor import flagged
 from .pack import recalibrate
 from .performance import known

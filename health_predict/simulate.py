@@ -20,15 +20,16 @@ from time import perf_counter
 import numpy as np
 
 from .bundle import Bundle
-from .cohort import TARGETS, outcome
+from .cohort import outcome
 from .data import find, origin_of, split
 from .deploy import HEALTH_PREDICT
 from .evaluate import calibration_error, number, patient_weights, ranking, with_interval
-from .fields import LABEL
+from .fields import LABEL, TARGETS
+from .gallery import write_gallery
 from .page import render_file
 from .performance import known
 from .pipeline import notebook_of
-from .publish import linked, write_gallery
+from .publish import linked
 from .report import percent
 from .respond import TRAININGS
 from .settings import HealthPredictError, Settings

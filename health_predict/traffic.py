@@ -17,11 +17,11 @@ import pandas as pd
 
 from .alert import Alert
 from .bundle import Bundle
-from .cohort import TARGETS, can_return, outcome, side
+from .cohort import can_return, outcome, side
 from .domain import tell_apart
 from .drift import compare
 from .evaluate import LEAST
-from .fields import LABEL
+from .fields import LABEL, TARGETS
 from .gallery import render
 from .monitor import COMMON, domain_table, effects_chart, fields_table, flagged, missing_table
 from .monitor import sentence, small, statistics_table, with_predictions

@@ -16,9 +16,10 @@ from moto import mock_aws
 from conftest import at_hand
 from health_predict import audit
 from health_predict.bundle import Bundle
+from health_predict.fields import TARGETS
 from health_predict.pack import finish, write_bundle
 from health_predict.cluster import Cluster, ClusterError, apply, find, get
-from health_predict.cohort import TARGETS, can_return, outcome, side
+from health_predict.cohort import can_return, outcome, side
 from health_predict.deploy import DeployError, deploy_image, deploy_model, known_encounters, plan, settle, verify
 from health_predict.doctor import look_at_cluster
 from health_predict.features import fit_encode

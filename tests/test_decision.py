@@ -7,10 +7,11 @@ import pytest
 
 from health_predict.breaker import Breaker, after, described, seen_from
 from health_predict.bundle import Bundle, BundleError, seal
-from health_predict.cohort import TARGETS, can_return, outcome, side
+from health_predict.cohort import can_return, outcome, side
 from health_predict.drift import MEASURES, benjamini_hochberg, effects, overall, severity, thresholds, verdict
 from health_predict.evaluate import evaluate
 from health_predict.features import fit_encode
+from health_predict.fields import TARGETS
 from health_predict.monitor import COMMON
 from health_predict.pack import recalibrate, write_bundle
 from health_predict.performance import came_true, fall, known

@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 
 from health_predict import cli, startup
 from health_predict.bundle import Bundle
+from health_predict.fields import TARGETS
 from health_predict.pack import finish, write_bundle
-from health_predict.cohort import TARGETS, can_return, outcome
+from health_predict.cohort import can_return, outcome
 from health_predict.deploy import free_port, verify
 from health_predict.features import fit_encode
 from health_predict.image import SECRET, ImageError, builder, ecr_login, ensure_repository, pushed, reference, secret_manifest

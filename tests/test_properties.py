@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from health_predict.cohort import TARGETS, outcome
+from health_predict.cohort import outcome
 from health_predict.compiled import Compiled, rows as many
 from health_predict.encode import encode, encode_row
 from health_predict.features import fit_encoder
-from health_predict.fields import EXCLUDED_DISPOSITIONS, FIELDS, INPUTS, FieldError, Rule, parse
+from health_predict.fields import EXCLUDED_DISPOSITIONS, FIELDS, INPUTS, TARGETS, FieldError, Rule, parse
 from health_predict.request import RequestRefused, check, check_rows
 from health_predict.schema import FileRefused, check_file
 

@@ -4,10 +4,10 @@ import json
 import numpy as np
 import pytest
 
-from health_predict.cohort import TARGETS, can_return, outcome
+from health_predict.cohort import can_return, outcome
 from health_predict.encode import encode, encode_row
 from health_predict.features import fit_encoder
-from health_predict.fields import FIELDS, INPUTS, parse
+from health_predict.fields import FIELDS, INPUTS, TARGETS, parse
 from health_predict.schema import check_file
 
 

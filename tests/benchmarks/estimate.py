@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from health_predict.bundle import Bundle
-from health_predict.cohort import TARGETS, can_return, labelled_batches, outcome, side
-from health_predict.fields import LABEL
+from health_predict.cohort import can_return, labelled_batches, outcome, side
+from health_predict.fields import LABEL, TARGETS
 from health_predict.performance import known
 from health_predict.settings import load_settings
 from health_predict.simulate import scored, under

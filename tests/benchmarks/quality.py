@@ -16,10 +16,12 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from health_predict.calibrate import calibrated
-from health_predict.cohort import TARGETS, can_return, mix, outcome, side
+from health_predict.cohort import can_return, mix, outcome, side
 from health_predict.data import find
+from health_predict.encode import encode
 from health_predict.evaluate import baselines, evaluate
-from health_predict.features import COUNTS, encode, fit_encode
+from health_predict.features import COUNTS, fit_encode
+from health_predict.fields import TARGETS
 from health_predict.schema import check_file
 from health_predict.settings import load_settings
 from health_predict.study import temporal_holdout

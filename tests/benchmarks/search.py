@@ -13,9 +13,11 @@ from time import perf_counter
 import numpy as np
 import pandas as pd
 
-from health_predict.cohort import TARGETS, can_return, outcome, side
+from health_predict.cohort import can_return, outcome, side
 from health_predict.data import edges, find
-from health_predict.features import encode, fit_encode
+from health_predict.encode import encode
+from health_predict.features import fit_encode
+from health_predict.fields import TARGETS
 from health_predict.schema import check_file
 from health_predict.search import cores, ray_session, run_trials
 from health_predict.trial import STEPS
