@@ -93,7 +93,9 @@ release-check: $(VENV)/.ready  ## Build wheel and source archive, install the wh
 	$(BIN)/uv venv --quiet --python $(PYTHON) $(VENV)/release
 	VIRTUAL_ENV=$(CURDIR)/$(VENV)/release $(BIN)/uv pip install --quiet dist/*.whl
 	cd $(VENV)/release && bin/health-predict --version && bin/health-predict data synthetic 200 cohort.csv
-	cd $(VENV)/release && bin/python -c "from health_predict.schema import check_file; assert len(check_file('cohort.csv').rows)==200; from health_predict.api import create_app"
+	cd $(VENV)/release && bin/python -c "from health_predict.schema import check_file; assert len(check_file('cohort.csv').rows)==200"
+	cd $(VENV)/release && HEALTH_PREDICT_STORAGE=$$PWD/storage bin/python -c "from health_predict import api, settings; ask = api.create_app(settings.load_settings()).test_client().get; \
+	  found = {o: ask(o).status_code for o in ('/', '/docs', '/openapi.json', '/metrics', '/health')}; print(found); assert list(found.values())==[200, 200, 200, 200, 503]"
 	cd $(VENV)/release && ! bin/health-predict simulate 2> lacks && grep "pip install 'health-predict\[pipeline,aws\]' brings it" lacks
 	VIRTUAL_ENV=$(CURDIR)/$(VENV)/release $(BIN)/uv pip install --quiet --dry-run "$$(ls dist/*.whl)[pipeline,aws]"
 	tar tf dist/*.tar.gz > $(VENV)/release/files && grep --max-count 1 nbs/library/ $(VENV)/release/files && grep --max-count 1 pipeline.yaml $(VENV)/release/files

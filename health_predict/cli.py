@@ -25,7 +25,7 @@ from . import __version__
 from .settings import HealthPredictError, Settings, SettingsError, lacking, load_settings
 
 # %% ../nbs/library/78_cli.ipynb #d3e29009
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
     help="Predict hospital readmission of patients with diabetes, batch by batch. Settings are in settings.ini; `health-predict doctor` says what is missing.",
     epilog="Exit codes: 0 done; 1 a stage failed, or something needs you; 2 command line or setting; 3 data; 4 refused, with the reason; "
         "5 another run is at work; 6 an outage; 130, 143 stopped. Completion in your shell: health-predict --install-completion")

@@ -1,10 +1,16 @@
 """The command line: what it says, and the exit codes that scripts read."""
 import json
+import re
 import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import typer
+from typer.testing import CliRunner
+
+from health_predict.cli import app
 
 
 def test_doctor_is_content_with_a_built_project(built):
@@ -28,6 +34,20 @@ def test_exit_codes(project, cohort_file):
     assert project.run("health-predict", "fly").returncode == 2
     done = project.run("health-predict", "data", "split", "--batch", "2", HEALTH_PREDICT_DATA=str(cohort_file))
     assert (done.returncode, done.stdout.strip()) == (0, str(project.storage / "incoming" / "2.csv"))
+
+
+def test_help_keeps_the_names_of_sections():
+    """`[serving] host` in a help text is no markup to be taken out."""
+    def commands(command, path=()):
+        yield path, command
+        for name, below in getattr(command, "commands", {}).items(): yield from commands(below, (*path, name))
+    named = 0
+    for path, command in commands(typer.main.get_command(app)):
+        sections = re.findall(r"\[[a-z_]+\]", " ".join([command.help or "", *(getattr(o, "help", None) or "" for o in command.params)]))
+        shown = CliRunner().invoke(app, [*path, "--help"]).output
+        assert not [o for o in sections if o not in shown], (path, shown)
+        named += len(sections)
+    assert named > 5
 
 
 def test_a_folder_without_a_project_is_named(tmp_path):
