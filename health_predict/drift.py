@@ -165,9 +165,8 @@ def benjamini_hochberg(p:Sequence[float]) -> np.ndarray: # In the order of `p`
     "P-values corrected for their number (J R Stat Soc B 1995; 57: 289)."
     p = np.asarray(p, dtype=float)
     order = np.argsort(p)
-    stepped = np.minimum.accumulate((p[order]*len(p)/np.arange(1, len(p)+1))[::-1])[::-1]
     out = np.empty_like(p)
-    out[order] = np.minimum(stepped, 1)
+    out[order] = np.minimum.accumulate((p[order]*len(p)/np.arange(1, len(p)+1))[::-1])[::-1]
     return out
 
 # %% ../nbs/library/25_drift.ipynb #0bd96b96

@@ -183,6 +183,9 @@ def test_what_is_announced_and_half_written_is_read_over(tmp_path):
     for n in range(2): record(tree, "decision", n, {})
     head, log = read_head(tree.audit), (tree.audit / "log.jsonl").read_bytes()
     assert head["size"] == len(log) and head["seq"] == 2 and head["next"] == "" and head["hash"] == entries(tree)[-1]["hash"]
+    for strange in (b"\n", b"X", b"XX"):    # nothing is announced
+        (tree.audit / "log.jsonl").write_bytes(log + strange)
+        with pytest.raises(AuditError, match="keep it as evidence"): verify(tree)
     line = chained(3, former=head["hash"])[0]
     write_head(tree.audit, head | {"next": line.decode()})
     for written in (b"", line[:7], line, line + b"\n"):
@@ -253,6 +256,20 @@ def test_torn_at_any_byte_the_next_append_finishes_the_line(tmp_path, monkeypatc
     write_head(tree.audit, {**before, "next": line})
     (tree.audit / "log.jsonl").write_bytes(log + b"{else")    # what was not announced is not mended
     with pytest.raises(AuditError, match="line 2 was added"): record(tree, "promote", 1, {})
+
+
+def test_a_line_is_announced_before_it_is_written(tmp_path, monkeypatch):
+    tree = tree_at(tmp_path)
+    first = record(tree, "decision", 0, {})
+    def killed(*_): raise KeyboardInterrupt
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr("health_predict.audit.append", killed)
+        record(tree, "decision", 1, {"b": 2})
+    head = read_head(tree.audit)
+    announced = unsealed(head["next"].encode())
+    assert (head["seq"], announced["seq"], announced["former"], announced["details"]) == (1, 2, first["hash"], {"b": 2}) and entries(tree) == [first]
+    record(tree, "promote", 1, {})    # whoever comes next writes it first
+    assert [(o["seq"], o["kind"]) for o in entries(tree)] == [(1, "decision"), (2, "decision"), (3, "promote")] and verify(tree)["entries"] == 3
 
 
 def test_killed_again_and_again_a_rerun_has_each_entry_once_in_order(tmp_path):

@@ -15,7 +15,7 @@ from health_predict.fields import TARGETS
 from health_predict.monitor import COMMON
 from health_predict.pack import recalibrate, write_bundle
 from health_predict.performance import came_true, fall, known
-from health_predict.respond import ACTIONS, decide, hand_over_champion, how_severe, news, without_training
+from health_predict.respond import ACTIONS, decide, hand_over_champion, hand_over_recalibrated, how_severe, news, without_training
 from health_predict.settings import load_settings
 from health_predict.storage import Tree, read_json, write_json
 from health_predict.train import fit_calibrated
@@ -121,6 +121,9 @@ def test_verdict_on_what_came_true(outcomes):
     assert judged(p, .8)["verdict"] == "concept" and judged(p, .8, auroc_drop=drop)["verdict"] == "holds"
     assert judged(p, .8, auroc_drop=nextafter(drop, 0))["verdict"] == "concept"
     assert judged(p, .8, half=.2)["verdict"] == "holds"      # chance would explain it
+    at = judged(p, .8, half=.1)["auroc"]
+    just = judged(p, at["value"] + float(np.hypot(.1, (at["high"] - at["low"]) / 2)), half=.1)    # so far that its interval begins at 0
+    assert (just["fall"]["low"], just["verdict"]) == (0, "holds") and just["fall"]["value"] > RULE.auroc_drop
     edge = judged(p)["ece"]["value"]
     assert judged(p, calibration_error=edge)["verdict"] == "holds" and judged(p, calibration_error=nextafter(edge, 0))["verdict"] == "recalibrate"
 
@@ -326,9 +329,15 @@ def test_a_batch_that_runs_again_sees_the_champion_of_then_whole(storage, tmp_pa
     write_json(models / "champion.json", first | {"version": 2, "path": "second", "digest": seal(models / "second"), "batch": 2, "former": [former]})
     assert (news(settings, 2)["batches"], news(settings, 3)["batches"]) == ([1], [2])
     assert hand_over_champion(settings, 2, tmp_path / "then").digest == first["digest"] != hand_over_champion(settings, 3, tmp_path / "now").digest
+    assert hand_over_recalibrated(settings, 2, 1, tmp_path / "set right")[0].training["recalibrated_from"] == first["digest"]
+    without_training(settings, {"batch": 2, "action": "watch", "act": "watch", "dry_run": False}, tmp_path / "handed on", tmp_path / "trials.json")
+    assert Bundle(tmp_path / "handed on").digest == first["digest"]
     (models / "first" / "encoder.json").write_text((models / "first" / "encoder.json").read_text() + " ")
     with pytest.raises(BundleError): news(settings, 2)
     with pytest.raises(BundleError): hand_over_champion(settings, 2, tmp_path / "damaged")
+    seal(models / "first")    # whole, but not the one that champion.json names
+    with pytest.raises(BundleError): news(settings, 2)
+    with pytest.raises(BundleError): hand_over_champion(settings, 2, tmp_path / "another")
 
 
 def test_without_a_training_the_champion_is_handed_on(storage, tmp_path):

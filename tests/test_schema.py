@@ -162,6 +162,19 @@ def test_every_bad_value_of_a_row_is_told_in_the_order_of_the_columns(tmp_path, 
     assert len(strict) > 20 and list(found.column) == strict and set(found.line) == {4} and list(found.index) == list(range(len(strict)))
 
 
+def test_findings_of_many_rows_stay_in_order(tmp_path, lines):
+    """By line, then by column: also where there are so many that a sort which isn't stable would mix them."""
+    columns = ("gender", "time_in_hospital", "insulin", "readmitted")
+    path = write(tmp_path, [lines[0], *(changed(o, **{k: f"bad {n}" for k in columns}) for n, o in enumerate(lines[1:], 1))])
+    checked = check_file(path)
+    assert [(o.line, o.column) for o in checked.findings.itertuples()] == [(n, k) for n in range(2, 202) for k in columns]
+    with pytest.raises(FileRefused, match="The commonest finding, 1 times: gender 'bad 1' is not"): refuse(checked, path, .05, 1)
+
+
+def test_rows_have_the_columns_of_the_table(tmp_path, lines):
+    assert list(check_file(write(tmp_path, lines)).rows.columns) == list(FIELDS)
+
+
 def test_texts_stay_as_they_came_and_numbers_are_whole(tmp_path, lines):
     """Codes look like numbers: 038 is not 38, and 250.00 is not 250."""
     lines[1:] = [changed(o, diag_1="038", diag_2="250.00", payer_code="007") for o in lines[1:]]
@@ -174,7 +187,7 @@ def test_texts_stay_as_they_came_and_numbers_are_whole(tmp_path, lines):
 def changed_id(line): return line.split(b",")[list(FIELDS).index("encounter_id")].decode()
 
 
-def test_rows_of_parquet_are_told_by_their_number(tmp_path, lines):
+def test_rows_of_parquet_are_told_by_their_number(tmp_path, lines, monkeypatch):
     frame = pd.read_csv(write(tmp_path, lines), dtype=str, keep_default_na=False)
     frame.loc[1, "age"], frame.loc[2, "race"] = "old", None
     frame.to_parquet(tmp_path / "7.parquet")
@@ -187,6 +200,8 @@ def test_rows_of_parquet_are_told_by_their_number(tmp_path, lines):
     assert with_rows(checked.findings[:0], tmp_path / "7.parquet").empty
     frame.loc[170, "gender"] = "?"
     frame.to_parquet(tmp_path / "9.parquet", row_group_size=50)
+    assert list(check_file(tmp_path / "9.parquet").findings.line) == [2, 171]
+    monkeypatch.setattr("health_predict.schema.CHUNK_ROWS", 30)
     assert list(check_file(tmp_path / "9.parquet").findings.line) == [2, 171]
 
 
@@ -209,6 +224,8 @@ def test_columns_may_come_in_any_order_and_in_quotes(tmp_path, lines):
     back[0] = b", ".join(b'"' + o + b'"' for o in back[0].rstrip().split(b",")) + b"\r\n"
     found = check_file(write(tmp_path, back, "8.csv"))
     pd.testing.assert_frame_equal(found.rows, check_file(write(tmp_path, lines)).rows)
+    lines[0] = lines[0].replace(b"gender", b"XgenderX")
+    with pytest.raises(FileRefused, match="missing 'gender'; unknown 'XgenderX'"): check_file(write(tmp_path, lines))
 
 
 def test_a_double_is_found_in_a_later_chunk_too(tmp_path, lines, monkeypatch):
