@@ -84,6 +84,7 @@ DECIDES := gate.* respond.* schema.* audit.* breaker.* $(foreach o,severity verd
   $(foreach o,came_true fall,performance.x_$(o)__*)
 mutation: $(VENV)/mutation/bin/mutmut  ## Change the code that decides, bit by bit: some test must notice
 	@$< run $(foreach o,$(DECIDES),'health_predict.$(o)')
+	@$(VENV)/mutation/bin/python tests/mutation/survivors.py
 
 # What a user will install, installed: the wheel in an environment of its own answers, and names what it lacks; its extras can be had.
 release-check: $(VENV)/.ready  ## Build wheel and source archive, install the wheel afresh, ask it
