@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DROPPED', 'COUNTS', 'COMMON_DRUGS', 'USED_DRUGS', 'DOSE', 'PATIENT', 'LABORATORY', 'MEDICATION', 'DIAGNOSIS',
-           'LEVELS', 'RATES', 'DEFINITION', 'FOLDS', 'Number', 'Points', 'Levels', 'Rate', 'one', 'flag', 'fields_of',
-           'rate_table', 'level_table', 'merge_lookups', 'compile_encoder', 'fit_encoder', 'say_column', 'fit_encode']
+           'LEVELS', 'RATES', 'DEFINITION', 'SAID', 'NAMED', 'FOLDS', 'Number', 'Points', 'Levels', 'Rate', 'one',
+           'flag', 'fields_of', 'rate_table', 'level_table', 'merge_lookups', 'compile_encoder', 'fit_encoder',
+           'say_column', 'say_level', 'fit_encode']
 
 # %% ../nbs/library/10_features.ipynb #a1b5a069
 from collections import Counter
@@ -18,7 +19,7 @@ import pandas as pd
 from . import icd9
 from .cohort import mix
 from .encode import MISSING, FeatureError, Key, encode, levels_of, lookup_matrix
-from .fields import AGES, DIAGNOSES, DOSES, DRUGS, FIELDS
+from .fields import AGES, DIAGNOSES, DOSES, DRUGS, FIELDS, say
 
 # %% ../nbs/library/10_features.ipynb #4f8877c6
 @dataclass(frozen=True)
@@ -159,15 +160,26 @@ def fit_encoder(
     return compile_encoder(lookups, definition)
 
 # %% ../nbs/library/10_features.ipynb #0fd230c6
+SAID = {"charlson": "Charlson comorbidity points", "a1c": FIELDS["A1Cresult"].title, "glucose": FIELDS["max_glu_serum"].title, "drugs": "diabetes drugs",
+    "diabetes_med": FIELDS["diabetesMed"].title, **{f"drugs_{o.lower()}": f"diabetes drugs {say(FIELDS['insulin'], o)}" for o in DOSES[1:]}}
+
 def say_column(column:str) -> str:
     "A column of the encoder in words."
     if column in FIELDS: return FIELDS[column].title
     name, _, level = column.partition("=")
-    if level: return f"{FIELDS[name].title if name in FIELDS else name.replace('_', ' ')}: {level}"
+    if level: return f"{FIELDS[name].title if name in FIELDS else name.replace('_', ' ')}: {say_level(name, level)}"
     if name.startswith("rate_"):
         field, _, target = name.removeprefix("rate_").rpartition("_")
-        return f"{'30-day rate' if target=='30d' else 'rate'} by {FIELDS[field].title}"
-    return f"diagnosis: {name.removeprefix('dx_')}" if name.startswith("dx_") else name.replace("_", " ")
+        return f"{'30-day rate' if target=='30d' else 'rate'} by {'where ' if field in NAMED else ''}{FIELDS[field].title}"
+    return f"diagnosis: {name.removeprefix('dx_')}" if name.startswith("dx_") else SAID.get(name, name.replace("_", " "))
+
+NAMED = ("discharge_disposition_id", "admission_source_id")    # their titles end in to and from
+
+def say_level(name:str, level:str) -> str:
+    "A level of a field in words."
+    if level==MISSING: return say(FIELDS[name], None)
+    if level=="other" or name not in FIELDS: return level
+    return say(FIELDS[name], int(level) if FIELDS[name].kind=="code" else level)
 
 # %% ../nbs/library/10_features.ipynb #a60be4e1
 FOLDS = 5

@@ -222,7 +222,7 @@ def on_purpose(tree:Tree, batch:int) -> Turn:
     kept = read_kept(tree)
     entry = kept["batches"].get(str(batch), {})
     late = entry.get("late") if published(tree, kept, batch) else batch<newest(tree, kept)
-    return Turn(batch, "named", bool(late))
+    return Turn(batch, "as asked", bool(late))
 
 def turns(settings:Settings, batches:Iterable[int]|None, everything:bool) -> Iterator[Turn]:
     "The turns of a run, each as things stand by then."
