@@ -80,7 +80,8 @@ $(VENV)/mutation/bin/mutmut: $(VENV)/.ready
 	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(VENV)/mutation
 	VIRTUAL_ENV=$(CURDIR)/$(VENV)/mutation $(BIN)/uv pip sync --quiet --require-hashes --compile-bytecode requirements.lock
 	VIRTUAL_ENV=$(CURDIR)/$(VENV)/mutation $(BIN)/uv pip install --quiet mutmut==3.8.1
-DECIDES := gate.* respond.* schema.* audit.* breaker.* $(foreach o,severity verdict thresholds effects overall benjamini_hochberg,drift.x_$(o)__*) \
+DECIDES := $(foreach o,judges ranking_check calibration_check one_sided holm by_size group_checks judge_target judge compare,gate.x_$(o)__*) \
+  respond.* schema.* audit.* breaker.* $(foreach o,severity verdict thresholds effects overall benjamini_hochberg,drift.x_$(o)__*) \
   $(foreach o,came_true fall,performance.x_$(o)__*)
 mutation: $(VENV)/mutation/bin/mutmut  ## Change the code that decides, bit by bit: some test must notice
 	@$< run $(foreach o,$(DECIDES),'health_predict.$(o)')

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from .bundle import Bundle
 from .evaluate import DIGITS, METRICS, group_name
 from .fields import TARGETS
-from .report import estimate
+from .report import batches_in_words, estimate
 
 # %% ../nbs/library/22_card.ipynb #5062b952
 USE = """## Intended use
@@ -57,7 +57,7 @@ def model_card(
 {note}
 {models}
 
-Trained on {t['rows']:,} encounters of {t['patients']:,} patients (batches {', '.join(map(str, t['batches']))}), seed {t['seed']}; \
+Trained on {t['rows']:,} encounters of {t['patients']:,} patients ({batches_in_words(t['batches'])}), seed {t['seed']}; \
 probabilities calibrated (beta calibration) and thresholds set on patients that it did not know at that time.
 
 {USE}

@@ -19,8 +19,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from .fields import FIELDS, TARGETS
-from .gallery import BRIEF, charge_words, product, render, share
+from .fields import BRIEF, FIELDS, TARGETS
+from .gallery import charge_words, product, render, share
 from .report import ACTION_NAMES, estimate, percent, shown, table
 from .settings import Settings
 from .storage import Tree, atomic, numbered

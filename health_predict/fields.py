@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ADMISSION_TYPES', 'DISPOSITIONS', 'SOURCES', 'AGES', 'WEIGHTS', 'DOSES', 'DRUGS', 'DIAGNOSES', 'NOT_MEASURED',
-           'BEFORE_DRUGS', 'AFTER_DRUGS', 'FIELDS', 'LABEL', 'TARGETS', 'EXCLUDED_DISPOSITIONS', 'IDENTIFIERS',
+           'BEFORE_DRUGS', 'AFTER_DRUGS', 'FIELDS', 'LABEL', 'TARGETS', 'BRIEF', 'EXCLUDED_DISPOSITIONS', 'IDENTIFIERS',
            'INPUTS', 'NUMBERS', 'MISSING', 'WHOLE', 'WORDS', 'FieldError', 'Rule', 'whole', 'parse', 'expected',
            'instead', 'say']
 
@@ -94,6 +94,7 @@ AFTER_DRUGS = (
 FIELDS = {o.name: o for o in (*BEFORE_DRUGS, *(Rule(d, "closed", d, "drug", DOSES) for d in DRUGS), *AFTER_DRUGS)}
 LABEL = "readmitted"
 TARGETS = {"any": "readmitted at any time", "30d": "readmitted within 30 days"}
+BRIEF = {"any": "any time", "30d": "30 days"}    # the same, where space is short
 EXCLUDED_DISPOSITIONS = (11, 13, 14, 19, 20, 21)   # died, or discharged to hospice: can't be readmitted
 IDENTIFIERS = tuple(o.name for o in FIELDS.values() if o.kind=="identifier")
 INPUTS = tuple(o.name for o in FIELDS.values() if o.kind not in ("identifier", "label"))   # what a model may look at

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Check', 'judges', 'ranking_check', 'calibration_check', 'one_sided', 'holm', 'by_size', 'group_checks',
-           'judge_target', 'judge', 'compare']
+           'judge_target', 'judge', 'compare', 'differences_chart']
 
 # %% ../nbs/library/23_gate.ipynb #5932d118
 from collections.abc import Mapping
@@ -17,7 +17,8 @@ import pandas as pd
 from .bundle import Bundle
 from .cohort import outcome
 from .evaluate import GROUPS, calibration_error, group_name, interval, number, patient_weights, ranking
-from .fields import LABEL, TARGETS
+from .fields import BRIEF, LABEL, TARGETS
+from .report import BAD, SERIES, SOFT, Page, canvas, figure, intervals
 from .settings import GateSettings
 
 # %% ../nbs/library/23_gate.ipynb #bb8831c1
@@ -143,3 +144,18 @@ def compare(
     people = judges(cohort, rule.min_rows)
     outcomes = {t: outcome(people[LABEL], t) for t in TARGETS}
     return judge(people, outcomes, champion.predict_frame(people), challenger.predict_frame(people), rule, seed)
+
+# %% ../nbs/library/23_gate.ipynb #8220852b
+def differences_chart(
+    gate:Mapping, guard:float, # As from `judge`; AUROC
+)->Page: # Empty where there was nothing to compare with
+    "How much better the challenger ranks all patients and each group, for both outcomes."
+    shown = [o for o in gate["checks"] if o["check"] in ("ranking", "group") and o["low"] is not None]
+    if not shown: return Page("", " ")
+    chart, axes = canvas(height=.24*len(shown)+1)
+    names = [f"{BRIEF[o['target']]}, {'all' if o['check']=='ranking' else o['words'].partition(':')[0]}" for o in shown]
+    intervals(axes, names, shown, [SERIES[list(TARGETS).index(o["target"])] for o in shown])
+    axes.axvline(0, color=SOFT, lw=1, ls="--"); axes.axvline(-guard, color=BAD, lw=1)
+    axes.set_xlabel("AUROC, challenger less champion")
+    return figure(chart, f"How much better (right) or worse (left) the challenger ranks {gate['n']:,} encounters of test patients, with intervals. That of all "
+        f"must lie right of the red line, at {-guard:+.3f}; no group may lie left of the dashed one by more than chance.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from .remote import ABSENT, Item, RemoteChanged
+from .report import batches_in_words
 from .storage import Tree, digest, read_json, write_json
 
 # %% ../nbs/library/29_ledger.ipynb #4e604264
@@ -97,7 +98,7 @@ def claim(store, known:Known, batches:list[int]) -> None:
 
 def described(batches:list[int]) -> str:
     "Batches in words."
-    return f"batch{'es'*(len(batches)>1)} {', '.join(map(str, batches))}" if batches else "the models"
+    return batches_in_words(batches) if batches else "the models"
 
 def catch_up(store, known:Known) -> list[dict]: # The ledger
     "Forget what was known of batches that other machines have changed since."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMON', 'SAID', 'NOTHING', 'LONGEST', 'NAMES', 'PAYERS', 'with_predictions', 'keep_reference', 'nothing_to_compare',
-           'judge_batch', 'flagged', 'batches_in_words', 'sentence', 'effects_chart', 'small', 'missing_table',
+           'judge_batch', 'flagged', 'sentence', 'effects_chart', 'severity_chart', 'small', 'missing_table',
            'fields_table', 'statistics_table', 'domain_table', 'earlier', 'trend_chart', 'evidently_report',
            'metrics_of', 'record_drift']
 
@@ -22,7 +22,7 @@ from .domain import some, tell_apart
 from .drift import MEASURES, compare, share_words
 from .fields import FIELDS, INPUTS
 from .profile import Profile, profile, read_profile, write_profile
-from .report import ACCENT, BAD, INK, LINE, SEVERITIES, SOFT, WARN, Page, canvas, estimate, figure, table
+from .report import ACCENT, BAD, INK, LINE, SEVERITIES, SOFT, WARN, Page, bars, batches_in_words, canvas, estimate, figure, table
 from .settings import DriftSettings, Settings
 from .stage import encounters
 from .storage import Tree, atomic, champion, numbered, read_json
@@ -80,10 +80,6 @@ def flagged(found:Mapping) -> list[dict]:
     "The flagged fields, the largest effect first."
     return sorted((o for o in found["features"] if o["flagged"]), key=lambda o: -o["effect"])
 
-def batches_in_words(batches:Sequence[int]) -> str:
-    "`batch 0`, `batches 0 to 3`."
-    return f"batch {batches[0]}" if len(batches)==1 else f"batches {batches[0]} to {batches[-1]}"
-
 def sentence(found:Mapping) -> str:
     "What a drift report is about, in one sentence."
     if not found["reference"]: return "This is what the first model will learn from: there is nothing yet to compare it with."
@@ -114,6 +110,19 @@ def effects_chart(found:Mapping) -> Page:
     axes.set_xlim(0, min(cut, max(o["effect"] for o in here))*1.6+1); axes.set_xlabel("largest effect, times its threshold")
     axes.set_xticks([o for o in (0, 1, 2, 4, 6, 8, 10, 12) if o<=axes.get_xlim()[1]])
     return figure(chart, f"How far each field moved: {len(flagged(found))} of {len(found['features'])} lie right of the line, by more than chance allows.")
+
+# %% ../nbs/library/44_monitor.ipynb #87328757
+def severity_chart(found:Mapping, rule:DriftSettings) -> Page:
+    "How many fields are flagged, on the scale of severity; empty where there is nothing to compare with."
+    if not found["reference"]: return NOTHING
+    chart, axes = canvas(height=1.2)
+    bars(axes, ["flagged fields"], [100*found["share"]], {"none": ACCENT, "major": BAD}.get(found["severity"], WARN), "{:.0f}%")
+    for name in COMMON[1:]:
+        axes.axvline(100*getattr(rule, name), color=INK, lw=1, ls=":")
+        axes.text(100*getattr(rule, name), .5, f" {name}", color=SOFT, fontsize=9, va="top")
+    axes.set_xlim(0, 100*max(rule.major*1.5, found["share"]*1.2)); axes.set_xlabel("of all fields, %")
+    of = batches_in_words(found["reference"]["batches"])
+    return figure(chart, f"{len(flagged(found))} of {len(found['features'])} fields differ from what the model learnt ({of}): {SAID[found['severity']]}.")
 
 # %% ../nbs/library/44_monitor.ipynb #dab7459b
 NAMES = {"ks": "KS", "wasserstein": "Wasserstein", "psi": "PSI", "jensen_shannon": "Jensen-Shannon", "cramers_v": "Cramér's V", "odds": "one level's odds",

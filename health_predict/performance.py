@@ -17,7 +17,7 @@ from .bundle import Bundle
 from .cohort import can_return, labelled_batches, labels, outcome, side
 from .evaluate import LEAST, METRICS, evaluate, number, ranking
 from .fields import LABEL, TARGETS
-from .report import SERIES, SOFT, Page, canvas, estimate, figure, table
+from .report import SERIES, SOFT, Page, canvas, estimate, figure, intervals, table
 from .settings import RespondSettings, Settings
 from .stage import encounters
 from .storage import Tree, champion, read_json
@@ -166,11 +166,9 @@ def outcomes_chart(performance:Mapping) -> Page: # performance.json
     targets = performance["targets"]
     if not targets: return words(NOTHING_DUE[performance["champion"] is not None])
     chart, axes = canvas(height=2.2)
-    for row,o in enumerate(targets.values()):
-        a, reference = o["auroc"], o["auroc"]["value"]+o["fall"]["value"]
-        axes.errorbar([a["value"]], [row], xerr=[[a["value"]-a["low"]], [a["high"]-a["value"]]], fmt="o", color=SERIES[row], capsize=3)
-        axes.plot([reference], [row], "|", color=SOFT, ms=22)
-    axes.set_yticks(range(len(targets)), [TARGETS[t] for t in targets]); axes.set_ylim(-.6, len(targets)-.4); axes.set_xlabel("AUROC")
+    places = intervals(axes, [TARGETS[t] for t in targets], [o["auroc"] for o in targets.values()], SERIES[:len(targets)])
+    axes.plot([o["auroc"]["value"]+o["fall"]["value"] for o in targets.values()], places, "|", color=SOFT, ms=22)
+    axes.set_xlabel("AUROC")
     return figure(chart, f"The champion's AUROC on batch {performance['due']} with its 95% interval; the stroke is what it reached on its test patients.")
 
 def outcomes_table(performance:Mapping) -> Page:

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'TONES', 'ACTION_NAMES', 'ACTION_WORDS', 'NOTEBOOK_STYLE', 'INK', 'SOFT', 'LINE', 'ACCENT', 'WARN',
-           'BAD', 'SERIES', 'STYLE', 'Page', 'finding', 'banner', 'synthetic_note', 'tiles', 'shown', 'percent',
-           'estimate', 'table', 'notebook_style', 'canvas', 'figure', 'bars']
+           'BAD', 'SERIES', 'STYLE', 'batches_in_words', 'Page', 'finding', 'banner', 'synthetic_note', 'tiles',
+           'shown', 'percent', 'estimate', 'table', 'notebook_style', 'canvas', 'figure', 'bars', 'intervals',
+           'promise']
 
 # %% ../nbs/library/21_report.ipynb #7250b8fc
 import html, io, math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # %% ../nbs/library/21_report.ipynb #e9e78ef2
@@ -19,6 +20,16 @@ ACTION_NAMES = {"train": "train the first model", "record": "keep on record", "w
     "search": "learn all families anew"}
 ACTION_WORDS = ACTION_NAMES|{"recalibrate": "recalibrate the champion on the newest outcomes", "retrain": "retrain on all that is known",
     "search": "learn all families anew, on all that is known"}
+
+# %% ../nbs/library/21_report.ipynb #0633d3a8
+def batches_in_words(batches:Sequence[int]) -> str: # Ascending
+    "`batch 0`, `batches 0, 1`, `batches 0 to 3, 5`."
+    spans = []
+    for b in batches:
+        if spans and b==spans[-1][-1]+1: spans[-1] = [*spans[-1][:1], b]
+        else: spans.append([b])
+    each = [" to ".join(map(str, o)) if o[-1]-o[0]>1 else ", ".join(map(str, o)) for o in spans]
+    return f"batch{'es'*(len(batches)>1)} {', '.join(each)}" if each else "no batch"
 
 # %% ../nbs/library/21_report.ipynb #eb25fb90
 class Page:
@@ -141,3 +152,22 @@ def bars(axes, names, values, color:str=ACCENT, label:str="{:,.0f}") -> None:
     axes.tick_params(left=False)
     axes.grid(axis="y", visible=False)
     axes.margins(x=.14)
+
+# %% ../nbs/library/21_report.ipynb #6050378b
+def intervals(axes, names, found, colors=ACCENT) -> list[int]: # The height of each
+    "Measures with their intervals, {value, low, high} each, the first on top; one colour for all, or one for each."
+    places = list(range(len(names)))[::-1]
+    for place,o,color in zip(places, found, [colors]*len(names) if isinstance(colors, str) else colors, strict=True):
+        axes.errorbar([o["value"]], [place], xerr=[[o["value"]-o["low"]], [o["high"]-o["value"]]], fmt="o", color=color, capsize=2)
+    axes.set_yticks(places, names); axes.set_ylim(-.6, len(names)-.4)
+    return places
+
+# %% ../nbs/library/21_report.ipynb #73c4e2d8
+def promise(axes, points, color:str=ACCENT) -> None: # As from `evaluate.reliability`
+    "Predicted against observed rates with their intervals; on the dashed line they are the same."
+    predicted, observed, low, high = ([o[k] for o in points] for k in ("predicted", "observed", "low", "high"))
+    top = max(*predicted, *high)
+    axes.plot([0, top], [0, top], color=SOFT, lw=1, ls="--")
+    axes.errorbar(predicted, observed, [[o-l for o,l in zip(observed, low, strict=True)], [h-o for o,h in zip(observed, high, strict=True)]],
+                  fmt="o-", color=color, capsize=2)
+    axes.set_xlabel("predicted risk"); axes.set_ylabel("observed")

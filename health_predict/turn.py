@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 
 from .events import now
+from .report import batches_in_words
 from .settings import HealthPredictError, Settings
 from .storage import StorageError, Tree, is_published, numbered, read_json, write_json
 
@@ -117,7 +118,7 @@ def next_turn(
     if first<last: return Turn(first, f"late: batch {last} has run already", late=True, **told)
     if first<=due: return Turn(first, "its turn", **told)
     missing = tuple(range(due, first))
-    words = f"batch{'es' if len(missing)>1 else ''} {', '.join(map(str, missing[:5]))}{' …' if len(missing)>5 else ''}"
+    words = batches_in_words(missing)
     if due==0: return Turn(None, f"batch 0 hasn't arrived: it trains the first model, and batch {first} must wait for it", **told)
     since = datetime.fromtimestamp(min(o.st_ctime for b in waiting for o in states(tree, b)), timezone.utc)    # a rename sets it
     until = since+timedelta(hours=settings.run.gap_wait)
