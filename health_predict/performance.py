@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BETWEEN', 'PRIOR', 'SHOWN', 'NOTHING_DUE', 'VERDICT_WORDS', 'due', 'known', 'fall', 'came_true', 'look_back',
-           'expected_auroc', 'auroc_error', 'real_auroc', 'correction', 'missed', 'look_ahead', 'looked_ahead', 'words',
+           'expected_auroc', 'auroc_error', 'real_auroc', 'correction', 'missed', 'look_ahead', 'looked_ahead',
            'outcomes_chart', 'outcomes_table', 'expected_table', 'former_estimates']
 
 # %% ../nbs/library/45_performance.ipynb #fc6e0a29
@@ -17,7 +17,7 @@ from .bundle import Bundle
 from .cohort import can_return, labelled_batches, labels, outcome, side
 from .evaluate import LEAST, METRICS, evaluate, number, ranking
 from .fields import LABEL, TARGETS
-from .report import SERIES, SOFT, Page, canvas, estimate, figure, intervals, table
+from .report import SERIES, SOFT, Page, canvas, estimate, figure, intervals, table, words
 from .settings import RespondSettings, Settings
 from .stage import encounters
 from .storage import Tree, champion, read_json
@@ -156,10 +156,6 @@ def looked_ahead(
 NOTHING_DUE = {True: "No outcomes of a batch after the first are due yet, so nothing can be said of the champion's predictions.",
     False: "There is no champion yet, so nothing was predicted that could come true."}
 VERDICT_WORDS = {"holds": "holds", "recalibrate": "risks are off", "concept": "ranks worse"}
-
-def words(text:str) -> Page:
-    "A sentence in place of a picture or a table."
-    return Page(f"<p>{text}</p>", text)
 
 def outcomes_chart(performance:Mapping) -> Page: # performance.json
     "How well the champion ranked the newest batch whose outcomes are due; in words where none is."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'TONES', 'ACTION_NAMES', 'ACTION_WORDS', 'NOTEBOOK_STYLE', 'INK', 'SOFT', 'LINE', 'ACCENT', 'WARN',
-           'BAD', 'SERIES', 'STYLE', 'batches_in_words', 'Page', 'finding', 'banner', 'synthetic_note', 'tiles',
-           'shown', 'percent', 'estimate', 'table', 'notebook_style', 'canvas', 'figure', 'bars', 'intervals',
+           'BAD', 'SERIES', 'STYLE', 'batches_in_words', 'Page', 'finding', 'words', 'banner', 'synthetic_note',
+           'tiles', 'shown', 'percent', 'estimate', 'table', 'notebook_style', 'canvas', 'figure', 'bars', 'intervals',
            'promise']
 
 # %% ../nbs/library/21_report.ipynb #7250b8fc
@@ -44,6 +44,10 @@ def finding(
 )->Page:
     "The sentence that the page is about."
     return Page(f'<p class="finding {tone}">{html.escape(sentence)}</p>', sentence)
+
+def words(text:str) -> Page:
+    "A sentence in place of a picture or a table."
+    return Page(f"<p>{html.escape(text)}</p>", text)
 
 def banner(text:str, tone:str="") -> Page:
     "A note that can't be overlooked."
