@@ -120,7 +120,8 @@ def progress(event:str, figures) -> None:
     if event=="stage started" and begun: typer.echo(f"{figures['stage']:10} …", nl=False)
     if event in ("stage finished", "stage failed"):
         typer.echo(f"{begun}{figures['stage']:10} {figures['seconds']:6.1f} s{'  failed'*(event=='stage failed')}")
-    if event=="attempt failed": typer.echo(f"attempt {figures['attempt']} failed at {figures['stage'] or 'its start'}: {figures['kind']}", err=True)
+    if event=="attempt failed" and figures["kind"] in ("outage", "crash"):    # what may pass; else the error itself follows
+        typer.echo(f"attempt {figures['attempt']} failed at {figures['stage'] or 'its start'}: {figures['kind']}", err=True)
 
 def to_log(settings:Settings) -> None:
     "Have all that this process and its children say go to logs/run.log, with five former ones kept."
