@@ -85,7 +85,8 @@ def to_do(settings:Settings, found:Mapping) -> Iterator[str]:
                    f"{ADVICE.get(b['kind'], ADVICE['batch'])} Where it is: health-predict report --batch {b['batch']}.{again}")
     for o in found["misnamed"]: yield f"incoming/{o} is nobody's turn: rename it to its batch's number, such as 4.csv"
     newest = max((o["batch"] for o in found["batches"]), default=0)
-    if found["champion"] and "fault" in found["champion"]: yield f"{found['champion']['fault']}; health-predict run --batch {newest} puts it back"
+    if found["champion"] and (fault := found["champion"].get("fault")):
+        yield fault if fault.endswith("puts it back") else f"{fault}; health-predict run --batch {newest} puts it back"
     for o in ("audit", "breaker", "alerts"):
         if isinstance(found[o], dict) and "fault" in found[o]: yield f"{found[o]['fault']} (health-predict doctor)"
     if found["breaker"].get("state")=="open": yield f"{found['breaker']['words']}: health-predict breaker show"
