@@ -209,8 +209,8 @@ def measures(old:Batch, new:Batch) -> list[tuple]: # Outcome, what is measured, 
     for t,words in BRIEF.items():
         true = [o.summary.get("outcomes", {}).get("targets", {}).get(t, {}) for o in (old, new)]
         out += [(words, "mean predicted risk", *alone(o.summary.get("predicted", {}).get(t) for o in (old, new))),
-            *((words, f"champion, on the newest outcomes: {v}", *alone(o.get(k) for o in true)) for k,v in CAME.items()),
-            *((words, f"champion, on the newest outcomes: {MEASURES[k]}", *(o.get(k) for o in true)) for k in ("auroc", "ece")),
+            *((words, f"champion, on the former batch whose outcomes came in: {v}", *alone(o.get(k) for o in true)) for k,v in CAME.items()),
+            *((words, f"champion, on the former batch whose outcomes came in: {MEASURES[k]}", *(o.get(k) for o in true)) for k in ("auroc", "ece")),
             *((words, f"this batch's model, on test patients: {v}", *(made(o).get(t, {}).get(k) for o in (old, new))) for k,v in MEASURES.items() if made(new))]
     return out
 
@@ -229,7 +229,7 @@ def side_by_side(old:Batch, new:Batch) -> list[dict]: # Rows of a table
 
 # %% ../nbs/library/49_compare.ipynb #24d39e48
 VERDICTS = {"concept": "ranking fell by {fall} to an AUROC of {auroc:.3f}; {risks}", "recalibrate": "risks are off, {risks}; AUROC {auroc:.3f}",
-    "holds": "ranking and risks hold; {risks}"}
+    "holds": "ranking and risks hold, within their limits; {risks}"}
 
 def about_outcomes(new:Batch) -> str:
     "How severe it was judged to be, and first what came true, since this weighs more than any field."

@@ -192,9 +192,10 @@ def say_level(name:str, level:Level) -> str:
     return str(level) if name in DIAGNOSES and level is not None else say(FIELDS[name], level)
 
 def direction(name:str, levels:Sequence[Level], a:np.ndarray, b:np.ndarray) -> str:
-    "The change that weighs most, in words: `insulin raised: 5.8% → 16%`."
+    "The change that weighs most, in words: `insulin raised: 5.8% → 16%`; what isn't recorded any more, where that moves the others."
     p, q = a/a.sum(), b/b.sum()
-    at = int(np.argmax((p-q)**2/np.maximum(p+q, 1e-12)))
+    at, moved = int(np.argmax((p-q)**2/np.maximum(p+q, 1e-12))), np.abs(p-q)
+    if levels[-1] is None and moved[-1]>moved[:-1].max(initial=0): at = len(levels)-1
     return f"{FIELDS[name].title}, {say_level(name, levels[at])}: {share_words(p[at])} → {share_words(q[at])}"
 
 def changed_levels(name:str, levels:Sequence[Level], a:np.ndarray, b:np.ndarray, least:float) -> dict[str, list[str]]:

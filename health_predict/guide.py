@@ -61,7 +61,7 @@ def read(
         from nbclient.exceptions import CellExecutionError
         nb.cells = [c for c in nb.cells if not re.search(r"nbdev_export\(", c.source)]    # it would write the library under whatever runs
         at = {"metadata": {"path": str(source.parent)}}
-        client = NotebookClient(nb, timeout=600, kernel_name="python3", resources=at)
+        client = NotebookClient(nb, timeout=600, kernel_name="python3", resources=at, extra_arguments=["--IPKernelApp.log_level=50"])
         try: client.execute()
         except CellExecutionError as e: raise GuideError(f"{source} doesn't run: {e.ename}: {e.evalue}; look at it with: jupyter lab {source}") from e
         except AssertionError:

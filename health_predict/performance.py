@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BETWEEN', 'PRIOR', 'SHOWN', 'NOTHING_DUE', 'VERDICT_WORDS', 'due', 'known', 'fall', 'came_true', 'look_back',
            'expected_auroc', 'auroc_error', 'real_auroc', 'correction', 'missed', 'look_ahead', 'looked_ahead',
-           'outcomes_chart', 'outcomes_table', 'expected_table', 'former_estimates']
+           'off_in_words', 'outcomes_chart', 'outcomes_table', 'expected_table', 'former_estimates']
 
 # %% ../nbs/library/45_performance.ipynb #fc6e0a29
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from .bundle import Bundle
 from .cohort import can_return, labelled_batches, labels, outcome, side
 from .evaluate import LEAST, METRICS, evaluate, number, ranking
 from .fields import LABEL, TARGETS
-from .report import SERIES, SOFT, Page, canvas, estimate, figure, intervals, table, words
+from .report import SERIES, SOFT, Page, canvas, estimate, figure, intervals, percent, table, words
 from .settings import RespondSettings, Settings
 from .stage import encounters
 from .storage import Tree, champion, read_json
@@ -137,7 +137,7 @@ SHOWN = 10    # of the newest batches
 
 def looked_ahead(
     settings:Settings, batch:int, # `data` and `storage`; the batch that runs
-)->list[dict]: # batch, target, expected, auroc (of what came true: value, low, high), error; ascending
+)->list[dict]: # batch, target, version, expected, auroc (of what came true: value, low, high), error; ascending
     "What was expected of former batches, against what came true of the same champion's predictions."
     tree, out = Tree(settings), []
     for b in [o for o in labelled_batches(settings, batch) if 0<o<batch][-SHOWN:]:
@@ -148,7 +148,7 @@ def looked_ahead(
         for t,p in Bundle(tree.models/now["path"], now["digest"]).predict_frame(frame).items():
             if not (real := real_auroc(outcome(frame[LABEL], t), p)): continue
             value, half = real[0], 1.96*real[1]
-            out.append({"batch": b, "target": t, "expected": expected[t]["auroc"], "error": number(expected[t]["auroc"]-value),
+            out.append({"batch": b, "target": t, "version": now["version"], "expected": expected[t]["auroc"], "error": number(expected[t]["auroc"]-value),
                         "auroc": {"value": number(value), "low": number(value-half), "high": number(value+half)}})
     return out
 
@@ -156,6 +156,12 @@ def looked_ahead(
 NOTHING_DUE = {True: "No outcomes of a batch after the first are due yet, so nothing can be said of the champion's predictions.",
     False: "There is no champion yet, so nothing was predicted that could come true."}
 VERDICT_WORDS = {"holds": "holds", "recalibrate": "risks are off", "concept": "ranks worse"}
+
+def off_in_words(performance:Mapping) -> str: # performance.json
+    "What didn't hold of earlier predictions, to be added to a finding; nothing where all holds, or nothing is due."
+    off = [f"{TARGETS[t]}: {VERDICT_WORDS[o['verdict']]}, {percent(o['predicted'])} predicted, {percent(o['rate'])} came true"
+           for t,o in performance["targets"].items() if o["verdict"]!="holds"]
+    return f" Of batch {performance['due']}, {'; '.join(off)}." if off else ""
 
 def outcomes_chart(performance:Mapping) -> Page: # performance.json
     "How well the champion ranked the newest batch whose outcomes are due; in words where none is."
@@ -171,6 +177,8 @@ def outcomes_table(performance:Mapping) -> Page:
     "What was predicted of that batch, and what came true; nothing where none is due."
     rows = [{"outcome": TARGETS[t], "encounters": o["n"], "predicted": o["predicted"], "came true": o["rate"],
              **{METRICS[k]: estimate(o[k]) for k in ("auroc", "ece")}, "AUROC less than on test patients": estimate(o["fall"]),
+             "alerts per 100": estimate(o["alerts"], 0), "of them returned": estimate(o["precision"], 2),
+             "of those who returned, found": estimate(o["recall"], 2),
              "verdict": VERDICT_WORDS[o["verdict"]]} for t,o in performance["targets"].items()]
     return table(rows, f"Champion, version {performance['champion']}, on batch {performance['due']}") if rows else Page("", " ")
 
@@ -185,7 +193,7 @@ def expected_table(performance:Mapping) -> Page: # performance.json
 
 def former_estimates(performance:Mapping) -> Page:
     "Whether such estimates were right before."
-    rows = [{"batch": o["batch"], "outcome": TARGETS[o["target"]], "AUROC expected then": o["expected"], "AUROC that came true": estimate(o["auroc"]),
-             "expected too much by": o["error"]} for o in performance["looked_ahead"]]
+    rows = [{"batch": o["batch"], "of version": o["version"], "outcome": TARGETS[o["target"]], "AUROC expected then": o["expected"],
+             "AUROC that came true": estimate(o["auroc"]), "expected too much by": o["error"]} for o in performance["looked_ahead"]]
     if not rows: return words("That can't be told yet: no batch of which something was expected has its outcomes.")
-    return table(rows, "Former estimates, with 95% intervals of what came true")
+    return table(rows, "Former estimates, each of the version that was in charge when the batch came, with 95% intervals of what came true of its predictions")

@@ -130,7 +130,7 @@ def check_explanation(ask:Ask, bundle:Bundle, example:Mapping) -> Iterator[Check
         total = o["base"]+math.fsum(c["contribution"] for c in o["contributions"])
         risk = float(calibrated(np.array([o["log_odds"]]), bundle.targets[t]["calibration"])[0])
         off = max(off, abs(total-o["log_odds"]), abs(risk-said["risks"][t]["probability_score"]))
-    yield Check("explanation", off<=1e-4, f"contributions add up to the risk, within {off:.1e}" if off<=1e-4 else f"contributions miss it by {off:.2g}")
+    yield Check("explanation", off<=1e-4, f"contributions add up to the log-odds, within {off:.1e}" if off<=1e-4 else f"contributions miss it by {off:.2g}")
 
 # %% ../nbs/library/38_smoke.ipynb #7fd7c5cd
 def smoke(
