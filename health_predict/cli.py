@@ -120,6 +120,7 @@ def progress(event:str, figures) -> None:
     if event=="stage started" and begun: typer.echo(f"{figures['stage']:10} …", nl=False)
     if event in ("stage finished", "stage failed"):
         typer.echo(f"{begun}{figures['stage']:10} {figures['seconds']:6.1f} s{'  failed'*(event=='stage failed')}")
+    if event=="champion mended": typer.echo(f"the champion was damaged: {figures['what']} was put back", err=True)
     if event=="attempt failed" and figures["kind"] in ("outage", "crash"):    # what may pass; else the error itself follows
         typer.echo(f"attempt {figures['attempt']} failed at {figures['stage'] or 'its start'}: {figures['kind']}", err=True)
 

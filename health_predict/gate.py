@@ -129,7 +129,7 @@ def judge(
     failed = [o for o in checks if not o.passed]
     reasons = [f"{TARGETS.get(o.target, 'size')}: {o.words}" for o in failed]
     small = len(set().union(*unjudged.values()))
-    groups = f"no group that is large enough to be judged is worse off ({small} too small)" if small else "no group is worse off"
+    groups = f"no group that is large enough to be judged is ranked worse ({small} too small)" if small else "no group is ranked worse"
     reasons = reasons or [f"it ranks no worse, its probabilities are no worse, and {groups}"]
     return {"verdict": "keep" if failed else "promote", "reasons": reasons, "n": n, "checks": [asdict(o) for o in checks], "unjudged": unjudged}
 

@@ -297,7 +297,7 @@ def rollback(settings:Settings) -> dict: # The new champion.json
     "Put the former champion back in charge; raises `RegistryError` where there is none."
     tree = Tree(settings)
     file = tree.models/"champion.json"
-    now = read_json(file)
+    now = read_json(file, "`health-predict run` puts it back; then say it again")
     if not now["former"]: raise RegistryError(f"version {now['version']} is the first champion; there is none to go back to")
     target, *rest = now["former"]
     Bundle(tree.models/target["path"], target["digest"])

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'COUNTS', 'ADVICE', 'Again', 'tried', 'entry_of', 'run_batch', 'fail', 'note_gap', 'what_to_tell', 'tell_all',
-           'sweep', 'figures', 'tell_prometheus', 'Stopped', 'stoppable', 'at_run', 'on_purpose', 'turns', 'run',
-           'Failed', 'Away', 'raise_failed']
+           'sweep', 'figures', 'tell_prometheus', 'Stopped', 'stoppable', 'at_run', 'on_purpose', 'put_back', 'turns',
+           'run', 'Failed', 'Away', 'raise_failed']
 
 # %% ../nbs/library/58_run.ipynb #b60b790e
 import logging, os, re, shutil, signal, socket, threading, time
@@ -17,8 +17,9 @@ from uuid import uuid4
 
 from . import breaker
 from .alert import Alert, send
-from .attempt import Attempt, attempt, chain, end_all, kind_of, noted
+from .attempt import Attempt, attempt, chain, end_all, kind_of, noted, told_mended
 from .events import Journal, now, ping, write_metrics
+from .mend import mend_champion
 from .mirror import pull
 from .settings import HealthPredictError, Settings
 from .storage import StorageError, Tree, champion, read_json
@@ -224,6 +225,10 @@ def on_purpose(tree:Tree, batch:int) -> Turn:
     late = entry.get("late") if published(tree, kept, batch) else batch<newest(tree, kept)
     return Turn(batch, "as asked", bool(late))
 
+def put_back(settings:Settings, journal:Journal) -> None:
+    "Put a damaged champion back where no batch is built, which would do it; raises `ChampionError` where it can't."
+    if mended := mend_champion(settings): told_mended(settings, champion(Tree(settings))["batch"], mended, journal)
+
 def turns(settings:Settings, batches:Iterable[int]|None, everything:bool) -> Iterator[Turn]:
     "The turns of a run, each as things stand by then."
     tree = Tree(settings)
@@ -249,7 +254,10 @@ def run(
             tell_all(settings)
             for turn in turns(settings, batches, everything):
                 say(turn, None)
-                if turn.batch is None: journal("waiting", why=turn.why); break
+                if turn.batch is None:
+                    put_back(settings, journal)
+                    journal("waiting", why=turn.why)
+                    break
                 found = run_batch(settings, held, journal, turn, force)
                 done.append((turn, found))
                 tell_all(settings)

@@ -60,14 +60,14 @@ def arrived(tree:Tree) -> list[int]: # Ascending
     "The batches whose file is complete in `incoming`."
     if not tree.incoming.is_dir(): return []
     try:
-        with os.scandir(tree.incoming) as found: names = [o.name for o in found]
+        with os.scandir(tree.incoming) as found: names = [o.name for o in found if o.is_file()]
     except OSError as e: raise RunError(f"{tree.incoming} can't be read: {e.strerror}; give this user the right to") from None
     return sorted({int(m[1]) for o in names if (m := BATCH.fullmatch(o))})
 
 def misnamed(tree:Tree) -> list[str]:
     "Tables in `incoming` that are no batch's, by their name."
     if not tree.incoming.is_dir(): return []
-    return sorted(o.name for o in tree.incoming.glob("[!.]*") if o.suffix.lower() in (".csv", ".parquet") and not BATCH.fullmatch(o.name))
+    return sorted(o.name for o in tree.incoming.glob("[!.]*") if o.suffix.lower() in (".csv", ".parquet") and not (BATCH.fullmatch(o.name) and o.is_file()))
 
 def published(tree:Tree, kept:Mapping, batch:int) -> bool:
     "Whether a batch is done: by what is kept, or by its reports."

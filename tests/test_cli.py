@@ -75,6 +75,9 @@ def test_a_file_that_is_no_batchs_is_to_do(project):
     for name in ("03.csv", "batch_4.csv", ".5.csv", "6.csv.part"): (project.storage / "incoming" / name).write_bytes(b"")
     done = project.run("health-predict", "status", "--json")
     assert done.returncode == 1 and json.loads(done.stdout)["misnamed"] == ["03.csv", "batch_4.csv"] and "rename it" in done.stdout
+    (project.storage / "incoming" / "2.csv").mkdir()
+    done = project.run("health-predict", "status", "--json")
+    assert json.loads(done.stdout)["misnamed"] == ["03.csv", "2.csv", "batch_4.csv"] and not done.stderr
 
 
 def test_folders_of_env_yaml_and_settings_must_agree(project):
@@ -101,6 +104,10 @@ def test_status_sees_what_is_damaged_and_what_is_not_there(built, tmp_path):
     (storage / "models" / "champion.json").unlink()
     assert "champion.json is gone; health-predict run --batch 0 puts it back" in to_do(storage)[1]
     assert (run(), *to_do(storage)) == (0, 0, "")
+    (storage / "models" / "champion.json").write_text("{")
+    done = built.run("health-predict", "run", HEALTH_PREDICT_STORAGE=str(storage))    # also where no batch waits
+    assert done.returncode == 0 and "nothing waits" in done.stdout and "the champion was damaged: champion.json was put back" in done.stderr
+    assert to_do(storage) == (0, "")
     log = storage / "audit" / "log.jsonl"
     log.write_bytes(log.read_bytes().replace(b'"pipeline"', b'"somebody"', 1))
     code, said = to_do(storage)
